@@ -1,0 +1,71 @@
+/**
+ * Blocking work off the device thread: one native job per request that would sleep (cold reads, fsync, large copies).
+ * The thread pool is in `native/offload.cc`; here are the job numbers and what each job holds.
+ */
+import { arena, arenaAlloc, native } from 'vhost-user-ts/native';
+import { PENDING } from '../fs/filesystem.js';
+
+const EAGAIN = 11;
+const REAP_MAX = 64;
+
+/** A pool of native threads and the numbers of the jobs that are out. */
+export class Offload {
+  /** Eventfd that becomes readable when jobs end; -1 until the first job was submitted. */
+  readonly eventfd: number;
+  /** Number of the job that the last successful {@link submit} started. */
+  lastJob = -1;
+  /** Jobs that were submitted and not yet reaped. */
+  pending = 0;
+
+  readonly #free: Uint16Array;
+  #freeTop: number;
+  readonly #reap = arenaAlloc(REAP_MAX * 16);
+
+  /**
+   * @param threads how many native threads at most (they start when the first job needs them)
+   * @param capacity how many jobs can be out at once (1..65535); one more is answered with -EAGAIN
+   */
+  constructor(threads: number, readonly capacity: number = 4096) {
+    this.eventfd = native.offloadStart(threads);
+    this.#free = new Uint16Array(capacity);
+    for (let i = 0; i < capacity; i++) this.#free[i] = capacity - 1 - i;
+    this.#freeTop = capacity;
+  }
+
+  /**
+   * Starts a job; arguments as in `Native.offloadSubmit`.
+   * @returns PENDING (the number is in {@link lastJob}), or -EAGAIN when too many are out: the caller does the work itself.
+   */
+  submit(op: number, fd: number, iov: number, count: number, skip: number, length: number, offset: number, fd2: number, offset2: number, flags: number): number {
+    if (this.#freeTop === 0) return -EAGAIN;
+    const job = this.#free[this.#freeTop - 1] as number;
+    const result = native.offloadSubmit(job, op, fd, iov, count, skip, length, offset, fd2, offset2, flags);
+    if (result < 0) return result;
+    this.#freeTop--;
+    this.pending++;
+    this.lastJob = job;
+    return PENDING;
+  }
+
+  /** Hands every job that has ended to `done(job, result)`; returns how many. The number is free again afterwards. */
+  reap(done: (job: number, result: number) => void): number {
+    let total = 0;
+    for (;;) {
+      const n = native.offloadReap(this.#reap, REAP_MAX);
+      for (let i = 0; i < n; i++) {
+        const at = this.#reap + 16 * i;
+        const job = arena.i32[at >> 2] as number;
+        done(job, arena.f64[(at + 8) >> 3] as number);
+        this.#free[this.#freeTop++] = job;
+        this.pending--;
+      }
+      total += n;
+      if (n < REAP_MAX) return total;
+    }
+  }
+
+  /** Waits for the jobs under way and ends the threads. */
+  stop(): void {
+    native.offloadStop();
+  }
+}
