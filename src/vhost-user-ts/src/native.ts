@@ -54,6 +54,8 @@ export interface Native {
   unixListen(path: number, backlog: number): number;
   /** socket(AF_UNIX, SOCK_STREAM) and connect. Non-blocking afterwards. */
   unixConnect(path: number): number;
+  /** socket(AF_UNIX, SOCK_DGRAM) and connect: for /dev/log. Non-blocking. */
+  unixDatagram(path: number): number;
   /** accept4(2), non-blocking, close-on-exec. */
   accept(fd: number): number;
   /** socketpair(AF_UNIX, SOCK_STREAM), both non-blocking; the fds go to arena i32 at `out` and `out + 4`. */

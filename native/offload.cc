@@ -1,0 +1,210 @@
+// Native threads for system calls that would make the device thread sleep. Each job is one system call (repeated until it is
+// complete); results wait in a list that the device thread takes when the eventfd says so.
+#include "addon.h"
+#include <condition_variable>
+#include <deque>
+#include <fcntl.h>
+#include <memory>
+#include <mutex>
+#include <sys/eventfd.h>
+#include <thread>
+#include <unistd.h>
+
+namespace {
+
+enum Op : int32_t { READ = 1, WRITE = 2, FSYNC = 3, FALLOCATE = 4, COPY_FILE_RANGE = 5, SYNCFS = 6, WRITE_KILL_PRIV = 7 };
+
+struct Job {
+  uint32_t id;
+  int32_t op, fd, fd2, flags;
+  int64_t length, offset, offset2;
+  std::vector<iovec> iov; // guest memory; the device keeps it mapped while jobs are out
+};
+
+struct Done {
+  uint32_t id;
+  int64_t result;
+};
+
+// Reads or writes until `length` bytes are through, the file ends, or an error comes (then what was done counts, if any).
+int64_t transfer(Job &job) {
+  bool reading = job.op == READ;
+  bool drop = job.op == WRITE_KILL_PRIV && dropFsetid();
+  int64_t done = 0;
+  while (done < job.length) {
+    iovec part[IOV_MAX];
+    int n = sliceIov(job.iov.data(), job.iov.size(), done, job.length - done, part);
+    if (n == 0) break;
+    // Offset -1 means "where the file position is": O_APPEND files take it so.
+    off_t at = job.offset < 0 ? -1 : job.offset + done;
+    ssize_t r = reading ? preadv2(job.fd, part, n, at, job.flags) : pwritev2(job.fd, part, n, at, job.flags);
+    if (r < 0 && errno == EINTR) continue;
+    if (r < 0) {
+      if (done == 0) done = -errno;
+      break;
+    }
+    if (r == 0) break;
+    done += r;
+  }
+  if (drop) raiseFsetid();
+  return done;
+}
+
+int64_t copyRange(Job &job) {
+  loff_t in = job.offset, out = job.offset2;
+  int64_t done = 0;
+  while (done < job.length) {
+    ssize_t r = copy_file_range(job.fd, &in, job.fd2, &out, job.length - done, 0);
+    if (r < 0 && errno == EINTR) continue;
+    if (r < 0) return done ? done : -errno;
+    if (r == 0) break;
+    done += r;
+  }
+  return done;
+}
+
+int64_t run(Job &job) {
+  switch (job.op) {
+  case READ:
+  case WRITE:
+  case WRITE_KILL_PRIV:
+    return transfer(job);
+  case FSYNC:
+    return sys(job.flags ? fdatasync(job.fd) : fsync(job.fd));
+  case FALLOCATE:
+    return sys(fallocate(job.fd, job.flags, job.offset, job.length));
+  case COPY_FILE_RANGE:
+    return copyRange(job);
+  case SYNCFS:
+    return sys(syncfs(job.fd));
+  default:
+    return -ENOSYS;
+  }
+}
+
+} // namespace
+
+struct Pool {
+  std::mutex lock;
+  std::condition_variable work;
+  std::deque<std::unique_ptr<Job>> queue;
+  std::vector<Done> done;
+  std::vector<std::thread> threads;
+  std::vector<std::unique_ptr<Job>> spare; // job blocks (with their iovec memory) for the next submit
+  unsigned maximum = 0, idle = 0, out = 0;
+  int event = -1;
+  bool ending = false;
+
+  void loop() {
+    std::unique_lock<std::mutex> guard(lock);
+    for (;;) {
+      while (queue.empty() && !ending) {
+        idle++;
+        work.wait(guard);
+        idle--;
+      }
+      if (queue.empty()) return; // ending, and nothing left to do
+      std::unique_ptr<Job> job = std::move(queue.front());
+      queue.pop_front();
+      guard.unlock();
+      int64_t result = run(*job);
+      guard.lock();
+      // One signal for the first of a group: the device thread takes the whole list at once.
+      bool first = done.empty();
+      done.push_back({job->id, result});
+      spare.push_back(std::move(job));
+      if (first) {
+        uint64_t one = 1;
+        ssize_t ignored = write(event, &one, sizeof(one));
+        (void)ignored;
+      }
+    }
+  }
+};
+
+void poolDestroy(Pool *pool) {
+  {
+    std::lock_guard<std::mutex> guard(pool->lock);
+    pool->ending = true;
+  }
+  pool->work.notify_all();
+  for (std::thread &thread : pool->threads) thread.join();
+  close(pool->event);
+  delete pool;
+}
+
+namespace {
+
+constexpr unsigned MAX_OUT = 65536;
+
+int64_t offloadStart(Env &e, uint32_t threads) {
+  if (e.pool) return -EBUSY;
+  int fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+  if (fd < 0) return -errno;
+  e.pool = new Pool();
+  e.pool->event = fd;
+  e.pool->maximum = threads < 1 ? 1 : threads;
+  return fd;
+}
+
+int64_t offloadStop(Env &e) {
+  if (!e.pool) return -EBADF;
+  poolDestroy(e.pool);
+  e.pool = nullptr;
+  return 0;
+}
+
+int64_t offloadSubmit(Env &e, uint32_t id, int32_t op, int32_t fd, uint32_t iov, uint32_t count, int64_t skip, int64_t length,
+                      int64_t offset, int32_t fd2, int64_t offset2, int32_t flags) {
+  Pool *pool = e.pool;
+  if (!pool) return -EBADF;
+  std::unique_lock<std::mutex> guard(pool->lock);
+  if (pool->out >= MAX_OUT) return -EAGAIN;
+  std::unique_ptr<Job> job;
+  if (pool->spare.empty()) {
+    job.reset(new Job());
+  } else {
+    job = std::move(pool->spare.back());
+    pool->spare.pop_back();
+  }
+  job->id = id;
+  job->op = op;
+  job->fd = fd;
+  job->fd2 = fd2;
+  job->flags = flags;
+  job->length = length;
+  job->offset = offset;
+  job->offset2 = offset2;
+  job->iov.resize(count);
+  if (count > 0) job->iov.resize(sliceIov(e.at<iovec>(iov), count, skip, length, job->iov.data()));
+  pool->queue.push_back(std::move(job));
+  pool->out++;
+  if (pool->idle == 0 && pool->threads.size() < pool->maximum)
+    pool->threads.emplace_back(&Pool::loop, pool);
+  else
+    pool->work.notify_one();
+  return 0;
+}
+
+int64_t offloadReap(Env &e, uint32_t out, uint32_t max) {
+  Pool *pool = e.pool;
+  if (!pool) return 0;
+  std::lock_guard<std::mutex> guard(pool->lock);
+  size_t n = pool->done.size() < max ? pool->done.size() : max;
+  for (size_t i = 0; i < n; i++) {
+    *e.at<int32_t>(out + 16 * i) = static_cast<int32_t>(pool->done[i].id);
+    *e.at<double>(out + 16 * i + 8) = static_cast<double>(pool->done[i].result);
+  }
+  pool->done.erase(pool->done.begin(), pool->done.begin() + n);
+  pool->out -= n;
+  return n;
+}
+
+} // namespace
+
+void initOffload(napi_env env, napi_value exports, Env *data) {
+  add<&offloadStart>(env, exports, data, "offloadStart");
+  add<&offloadStop>(env, exports, data, "offloadStop");
+  add<&offloadSubmit>(env, exports, data, "offloadSubmit");
+  add<&offloadReap>(env, exports, data, "offloadReap");
+}

@@ -1,0 +1,154 @@
+// Unix sockets with descriptor passing: net.Socket drops passed descriptors, so the control socket is ours.
+#include "addon.h"
+#include <fcntl.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+namespace {
+
+constexpr int MAX_FDS = 64; // above the protocol's 8 memory regions, so that surplus ones are seen and closed
+
+int fillAddress(const char *path, sockaddr_un &address) {
+  address = {};
+  address.sun_family = AF_UNIX;
+  size_t length = strlen(path);
+  if (length == 0 || length >= sizeof(address.sun_path)) return -ENAMETOOLONG;
+  memcpy(address.sun_path, path, length);
+  return 0;
+}
+
+int64_t closing(int fd) {
+  int error = errno;
+  close(fd);
+  return -error;
+}
+
+int64_t unixListen(Env &e, uint32_t path, int32_t backlog) {
+  sockaddr_un address;
+  int bad = fillAddress(e.at(path), address);
+  if (bad) return bad;
+  int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+  if (fd < 0) return -errno;
+  if (bind(fd, reinterpret_cast<sockaddr *>(&address), sizeof(address)) < 0) return closing(fd);
+  if (listen(fd, backlog) < 0) return closing(fd);
+  return fd;
+}
+
+int64_t unixConnect(Env &e, uint32_t path) {
+  sockaddr_un address;
+  int bad = fillAddress(e.at(path), address);
+  if (bad) return bad;
+  int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  if (fd < 0) return -errno;
+  if (connect(fd, reinterpret_cast<sockaddr *>(&address), sizeof(address)) < 0) return closing(fd);
+  int flags = fcntl(fd, F_GETFL);
+  if (flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0) return closing(fd);
+  return fd;
+}
+
+int64_t unixDatagram(Env &e, uint32_t path) {
+  sockaddr_un address;
+  int bad = fillAddress(e.at(path), address);
+  if (bad) return bad;
+  int fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+  if (fd < 0) return -errno;
+  if (connect(fd, reinterpret_cast<sockaddr *>(&address), sizeof(address)) < 0) return closing(fd);
+  return fd;
+}
+
+int64_t acceptClient(Env &, int32_t fd) { return sys(accept4(fd, nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK)); }
+
+int64_t makeSocketpair(Env &e, uint32_t out) {
+  return sys(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, e.at<int>(out)));
+}
+
+int64_t receive(Env &e, int32_t fd, uint32_t buffer, uint32_t length, uint32_t fds, int32_t maxFds) {
+  int *out = e.at<int>(fds);
+  out[0] = 0;
+  iovec iov = {e.at(buffer), length};
+  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int) * MAX_FDS)];
+  msghdr message = {};
+  message.msg_iov = &iov;
+  message.msg_iovlen = 1;
+  message.msg_control = control;
+  message.msg_controllen = sizeof(control);
+  ssize_t n;
+  do
+    n = recvmsg(fd, &message, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
+  while (n < 0 && errno == EINTR);
+  if (n < 0) return -errno;
+  for (cmsghdr *c = CMSG_FIRSTHDR(&message); c; c = CMSG_NXTHDR(&message, c)) {
+    if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS) continue;
+    int count = static_cast<int>((c->cmsg_len - CMSG_LEN(0)) / sizeof(int));
+    const int *passed = reinterpret_cast<const int *>(CMSG_DATA(c));
+    for (int i = 0; i < count; i++) {
+      if (out[0] < maxFds)
+        out[1 + out[0]++] = passed[i];
+      else
+        close(passed[i]);
+    }
+  }
+  return n;
+}
+
+int64_t transmit(Env &e, int32_t fd, uint32_t buffer, uint32_t length, uint32_t fds, int32_t fdCount) {
+  if (fdCount < 0 || fdCount > MAX_FDS) return -EINVAL;
+  iovec iov = {e.at(buffer), length};
+  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int) * MAX_FDS)] = {};
+  msghdr message = {};
+  message.msg_iov = &iov;
+  message.msg_iovlen = 1;
+  if (fdCount > 0) {
+    message.msg_control = control;
+    message.msg_controllen = CMSG_SPACE(sizeof(int) * fdCount);
+    cmsghdr *c = CMSG_FIRSTHDR(&message);
+    c->cmsg_level = SOL_SOCKET;
+    c->cmsg_type = SCM_RIGHTS;
+    c->cmsg_len = CMSG_LEN(sizeof(int) * fdCount);
+    memcpy(CMSG_DATA(c), e.at(fds), sizeof(int) * fdCount);
+  }
+  ssize_t n;
+  do
+    n = sendmsg(fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
+  while (n < 0 && errno == EINTR);
+  return sys(n);
+}
+
+int64_t shutdownBoth(Env &, int32_t fd) { return sys(shutdown(fd, SHUT_RDWR)); }
+int64_t closeFd(Env &, int32_t fd) { return sys(close(fd)); }
+int64_t duplicate(Env &, int32_t fd) { return sys(fcntl(fd, F_DUPFD_CLOEXEC, 0)); }
+
+int64_t setNonBlocking(Env &, int32_t fd, int32_t on) {
+  int flags = fcntl(fd, F_GETFL);
+  if (flags < 0) return -errno;
+  return sys(fcntl(fd, F_SETFL, on ? flags | O_NONBLOCK : flags & ~O_NONBLOCK));
+}
+
+int64_t option(int fd, int name) {
+  int value = 0;
+  socklen_t size = sizeof(value);
+  return getsockopt(fd, SOL_SOCKET, name, &value, &size) < 0 ? -errno : value;
+}
+
+int64_t socketDomain(Env &, int32_t fd) { return option(fd, SO_DOMAIN); }
+int64_t socketListening(Env &, int32_t fd) { return option(fd, SO_ACCEPTCONN); }
+
+} // namespace
+
+void initSocket(napi_env env, napi_value exports, Env *data) {
+  add<&unixListen>(env, exports, data, "unixListen");
+  add<&unixConnect>(env, exports, data, "unixConnect");
+  add<&unixDatagram>(env, exports, data, "unixDatagram");
+  add<&acceptClient>(env, exports, data, "accept");
+  add<&makeSocketpair>(env, exports, data, "socketpair");
+  add<&receive>(env, exports, data, "recvmsg");
+  add<&transmit>(env, exports, data, "sendmsg");
+  add<&shutdownBoth>(env, exports, data, "shutdown");
+  add<&closeFd>(env, exports, data, "close");
+  add<&duplicate>(env, exports, data, "dup");
+  add<&setNonBlocking>(env, exports, data, "setNonBlocking");
+  add<&socketDomain>(env, exports, data, "socketDomain");
+  add<&socketListening>(env, exports, data, "socketListening");
+}
