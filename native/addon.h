@@ -77,7 +77,7 @@ template <typename... A, int64_t (*F)(Env &, A...)> struct Caller<F> {
       napi_create_double(env, static_cast<double>(result), &out);
     return out;
   }
-  template <size_t... I> static void convert(napi_env env, napi_value *argv, std::tuple<A...> &args, std::index_sequence<I...>) {
+  template <size_t... I> static void convert([[maybe_unused]] napi_env env, [[maybe_unused]] napi_value *argv, [[maybe_unused]] std::tuple<A...> &args, std::index_sequence<I...>) {
     (getArg(env, argv[I], std::get<I>(args)), ...);
   }
 };
