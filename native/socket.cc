@@ -8,7 +8,7 @@
 
 namespace {
 
-constexpr int MAX_FDS = 64; // above the protocol's 8 memory regions, so that surplus ones are seen and closed
+constexpr int MAX_FDS = 253; // SCM_MAX_FD: so many regions a SET_MEM_TABLE can have
 
 int fillAddress(const char *path, sockaddr_un &address) {
   address = {};

@@ -17,6 +17,8 @@ export class Offload {
   /** Jobs that were submitted and not yet reaped. */
   pending = 0;
 
+  /** How many jobs can be out at once. */
+  readonly capacity: number;
   readonly #free: Uint16Array;
   #freeTop: number;
   readonly #reap = arenaAlloc(REAP_MAX * 16);
@@ -25,7 +27,8 @@ export class Offload {
    * @param threads how many native threads at most (they start when the first job needs them)
    * @param capacity how many jobs can be out at once (1..65535); one more is answered with -EAGAIN
    */
-  constructor(threads: number, readonly capacity: number = 4096) {
+  constructor(threads: number, capacity = 4096) {
+    this.capacity = capacity;
     this.eventfd = native.offloadStart(threads);
     this.#free = new Uint16Array(capacity);
     for (let i = 0; i < capacity; i++) this.#free[i] = capacity - 1 - i;

@@ -1,0 +1,545 @@
+/**
+ * The back-end half of vhost-user: the session with one front end, its vrings and the device behind them.
+ *
+ * A ring is started by SET_VRING_KICK and stopped by GET_VRING_BASE; it is served while it is started and enabled
+ * (vhost-user, "Ring states"). Everything happens in the thread that turns the {@link WaitLoop}: no locks, and the
+ * memory table can only change between two batches.
+ */
+import { Connection, Received } from './connection.js';
+import { closeFd } from './fd.js';
+import type { WaitLoop } from './loop.js';
+import { GuestMemory, type RegionSpec } from './memory.js';
+import {
+  BACKEND_MESSAGES,
+  type BackendName,
+  type BackendPayload,
+  decodeFrontendMessage,
+  encodeBackendMessage,
+  encodeReply,
+  Feature,
+  FRONTEND_MESSAGES,
+  type FrontendMessage,
+  features,
+  HeaderFlag,
+  hasFeature,
+  type MemoryRegion,
+  type MessageSpec,
+  NO_FD,
+  type PayloadKind,
+  type Payloads,
+  ProtocolFeature,
+  VRING_FLAG_LOG,
+  VRING_INDEX_MASK,
+} from './message.js';
+import { native } from './native.js';
+import { MAX_QUEUE_SIZE, type RingAddresses, Virtqueue } from './virtqueue.js';
+
+/** Severity of a line for {@link VhostUserDevice.log}. */
+export type LogLevel = 'error' | 'warn' | 'info' | 'debug';
+
+/** A device type, as the back end sees it. */
+export interface VhostUserDevice {
+  /** Most queues the device can have (GET_QUEUE_NUM). */
+  readonly queueCount: number;
+  /** Virtio feature bits offered. VHOST_USER_F_PROTOCOL_FEATURES is added by the back end. */
+  readonly features: bigint;
+  /** Protocol feature bits offered (as a mask), out of {@link SUPPORTED_PROTOCOL_FEATURES}. */
+  readonly protocolFeatures: bigint;
+
+  /** Serves every chain that waits in a queue. Called for a kick, when the ring is enabled, and after the memory changed. */
+  serve(queue: Virtqueue): void;
+  /** The front end chose features (SET_FEATURES); before any ring starts. */
+  featuresAcked?(acked: bigint): void;
+  /** The ring was started and enabled for the first time since it was stopped. */
+  queueStarted?(queue: Virtqueue): void;
+  /** The ring is about to stop: give back every chain that was taken (waiting for it where it must be), or drop it. */
+  queueStopping?(queue: Virtqueue): void;
+  /** RESET_DEVICE, or a driver that starts over. Rings are stopped already. */
+  reset?(): void;
+  /** The front end is gone. Rings are stopped already. */
+  disconnected?(reason: string): void;
+  /** The configuration space (PROTOCOL_F_CONFIG). */
+  config?(): Uint8Array;
+  /** SET_CONFIG; false refuses it. */
+  writeConfig?(offset: number, data: Uint8Array): boolean;
+  /** DEVICE_STATE: writes (`direction` 0) or reads (1) the device's state on `fd`, which it owns from now on. False: cannot. */
+  transferState?(direction: number, fd: number): boolean;
+  /** CHECK_DEVICE_STATE: whether the last transfer ended well. */
+  checkState?(): boolean;
+  log?(level: LogLevel, message: string): void;
+}
+
+/** Protocol features this back end implements; a device offers some of them. */
+export const SUPPORTED_PROTOCOL_FEATURES = features(
+  ProtocolFeature.MQ,
+  ProtocolFeature.LOG_SHMFD,
+  ProtocolFeature.REPLY_ACK,
+  ProtocolFeature.BACKEND_REQ,
+  ProtocolFeature.BACKEND_SEND_FD,
+  ProtocolFeature.CONFIG,
+  ProtocolFeature.RESET_DEVICE,
+  ProtocolFeature.CONFIGURE_MEM_SLOTS,
+  ProtocolFeature.DEVICE_STATE,
+);
+
+interface Vring {
+  readonly queue: Virtqueue;
+  size: number;
+  base: number;
+  addresses: RingAddresses | undefined;
+  kickFd: number;
+  kickTag: number;
+  errFd: number;
+  enabled: boolean;
+  /** The device broke off: served again only after the ring was started anew. */
+  failed: boolean;
+  /** queueStarted was called. */
+  announced: boolean;
+}
+
+/** Thrown by a handler to refuse a message: never leaves this file. */
+class Refusal extends Error {}
+
+function exact(value: bigint): number {
+  if (value > 0x1f_ffff_ffff_ffffn) throw new Refusal(`address or size 0x${value.toString(16)} out of range`);
+  return Number(value);
+}
+
+function toSpec(region: MemoryRegion): RegionSpec {
+  return {
+    guestAddress: exact(region.guestAddress),
+    size: exact(region.size),
+    userAddress: exact(region.userAddress),
+    mmapOffset: exact(region.mmapOffset),
+  };
+}
+
+/** A session with one front end. */
+export class VhostUserBackend {
+  readonly memory: GuestMemory;
+  /** Features the driver and the front end accepted. */
+  acked = 0n;
+  ackedProtocol = 0n;
+  /** False once the connection ended. */
+  connected = true;
+
+  readonly #device: VhostUserDevice;
+  readonly #loop: WaitLoop;
+  readonly #connection: Connection;
+  readonly #tag: number;
+  readonly #vrings: Vring[] = [];
+  #requests: Connection | undefined; // the back-end channel
+  #logFd = -1;
+
+  /**
+   * @param fd connected Unix socket, non-blocking; owned by the session from now on
+   * @param maxRegions how many memory regions are taken (GET_MAX_MEM_SLOTS)
+   */
+  constructor(device: VhostUserDevice, fd: number, loop: WaitLoop, maxRegions = 509) {
+    this.#device = device;
+    this.#loop = loop;
+    this.memory = new GuestMemory(maxRegions);
+    this.#connection = new Connection(fd);
+    for (let i = 0; i < device.queueCount; i++) {
+      this.#vrings.push({
+        queue: new Virtqueue(i, this.memory),
+        size: 0,
+        base: 0,
+        addresses: undefined,
+        kickFd: -1,
+        kickTag: -1,
+        errFd: -1,
+        enabled: false,
+        failed: false,
+        announced: false,
+      });
+    }
+    this.#tag = loop.add(fd, false, () => this.#readable());
+  }
+
+  /** The queues, by index. */
+  queue(index: number): Virtqueue | undefined {
+    return this.#vrings[index]?.queue;
+  }
+
+  get offered(): bigint {
+    return this.#device.features | features(Feature.PROTOCOL_FEATURES);
+  }
+
+  #log(level: LogLevel, message: string): void {
+    this.#device.log?.(level, message);
+  }
+
+  // --- the control channel ---
+
+  #readable(): void {
+    while (this.connected) {
+      const got = this.#connection.receive();
+      if (got === Received.none) return;
+      if (got === Received.closed) {
+        this.close(this.#connection.reason);
+        return;
+      }
+      this.#handle();
+    }
+  }
+
+  #handle(): void {
+    const connection = this.#connection;
+    const { header, fds } = connection;
+    const message = decodeFrontendMessage(header, connection.bytes, connection.payload, fds.count);
+    const spec: MessageSpec | undefined =
+      message.name === 'unknown' || message.name === 'malformed'
+        ? Object.values(FRONTEND_MESSAGES).find((s) => s.request === header.request)
+        : FRONTEND_MESSAGES[message.name];
+    let reply: Payloads[PayloadKind] | undefined;
+    let refused: string | undefined;
+    try {
+      if (message.name === 'unknown') throw new Refusal(`unknown request ${header.request}`);
+      if (message.name === 'malformed') throw new Refusal(message.reason);
+      const needs = FRONTEND_MESSAGES[message.name].feature;
+      if (needs !== undefined && !hasFeature(this.ackedProtocol, needs)) {
+        throw new Refusal(`${message.name} without its protocol feature (bit ${needs})`);
+      }
+      this.#log('debug', `vhost-user ${message.name}`);
+      reply = this.#dispatch(message);
+    } catch (error) {
+      if (!(error instanceof Refusal)) throw error;
+      refused = error.message;
+      this.#log('warn', `vhost-user: refused: ${refused}`);
+    }
+    fds.closeAll();
+    if (!this.connected) return;
+    this.#answer(spec, reply, refused);
+  }
+
+  #answer(spec: MessageSpec | undefined, reply: Payloads[PayloadKind] | undefined, refused: string | undefined): void {
+    const { header, out, bytes } = this.#connection;
+    const wantsAck = (header.flags & HeaderFlag.NEED_REPLY) !== 0 && hasFeature(this.ackedProtocol, ProtocolFeature.REPLY_ACK);
+    let length: number;
+    if (spec === undefined || spec.reply === 'ack') {
+      if (!wantsAck) return;
+      length = encodeReply(bytes, out, header.request, 'u64', refused === undefined ? 0n : 1n);
+    } else if (refused === undefined) {
+      length = encodeReply(bytes, out, header.request, spec.reply, reply);
+    } else if (spec.reply === 'u64') {
+      length = encodeReply(bytes, out, header.request, 'u64', 1n);
+    } else if (spec.reply === 'config') {
+      // "uses a zero length of payload to indicate an error" (GET_CONFIG)
+      length = encodeReply(bytes, out, header.request, 'none', undefined);
+    } else {
+      this.close(`no answer is possible to a refused request: ${refused}`);
+      return;
+    }
+    if (!this.#connection.send(out, length)) this.close('the front end does not read its replies');
+  }
+
+  #dispatch(message: Exclude<FrontendMessage, { name: 'unknown' | 'malformed' }>): Payloads[PayloadKind] | undefined {
+    const device = this.#device;
+    const { fds } = this.#connection;
+    switch (message.name) {
+      case 'GET_FEATURES':
+        return this.offered;
+      case 'SET_FEATURES':
+        this.#setFeatures(message.payload);
+        return undefined;
+      case 'GET_PROTOCOL_FEATURES':
+        return device.protocolFeatures;
+      case 'SET_PROTOCOL_FEATURES':
+        if ((message.payload & ~device.protocolFeatures) !== 0n) throw new Refusal('protocol features that were not offered');
+        this.ackedProtocol = message.payload;
+        return undefined;
+      case 'SET_OWNER':
+        return undefined;
+      case 'RESET_OWNER': // deprecated; front ends used it for "stop everything"
+      case 'RESET_DEVICE':
+        this.#stopAll();
+        for (const vring of this.#vrings) this.#forget(vring);
+        device.reset?.();
+        return undefined;
+      case 'GET_QUEUE_NUM':
+        return BigInt(device.queueCount);
+      case 'GET_MAX_MEM_SLOTS':
+        return BigInt(this.memory.maxRegions);
+      case 'SET_MEM_TABLE':
+        this.#setMemoryTable(message.payload);
+        return undefined;
+      case 'ADD_MEM_REG':
+        this.#addRegion(message.payload);
+        this.#memoryChanged();
+        return undefined;
+      case 'REM_MEM_REG':
+        if (this.memory.remove(toSpec(message.payload)) !== 0) throw new Refusal('REM_MEM_REG for a region that was never added');
+        this.#memoryChanged();
+        return undefined;
+      case 'SET_VRING_NUM': {
+        const vring = this.#vring(message.payload.index);
+        const { num } = message.payload;
+        if (num < 1 || num > MAX_QUEUE_SIZE || (num & (num - 1)) !== 0) throw new Refusal(`ring size ${num} is not a power of two up to ${MAX_QUEUE_SIZE}`);
+        if (vring.queue.running) throw new Refusal('SET_VRING_NUM while the ring runs');
+        vring.size = num;
+        return undefined;
+      }
+      case 'SET_VRING_ADDR':
+        this.#setAddresses(message.payload);
+        return undefined;
+      case 'SET_VRING_BASE': {
+        const vring = this.#vring(message.payload.index);
+        if (vring.queue.running) throw new Refusal('SET_VRING_BASE while the ring runs');
+        vring.base = message.payload.num & 0xffff;
+        return undefined;
+      }
+      case 'GET_VRING_BASE': {
+        const vring = this.#vring(message.payload.index);
+        this.#stop(vring);
+        return { index: message.payload.index, num: vring.base };
+      }
+      case 'SET_VRING_KICK':
+        this.#setKick(this.#vring(Number(message.payload & VRING_INDEX_MASK)), message.payload);
+        return undefined;
+      case 'SET_VRING_CALL': {
+        const { queue } = this.#vring(Number(message.payload & VRING_INDEX_MASK));
+        closeFd(queue.callFd);
+        queue.callFd = this.#takeEventfd(message.payload);
+        // Completions that were signalled on the old descriptor may not have been seen: one interrupt too many does no harm.
+        if (queue.running) queue.signal();
+        return undefined;
+      }
+      case 'SET_VRING_ERR': {
+        const vring = this.#vring(Number(message.payload & VRING_INDEX_MASK));
+        closeFd(vring.errFd);
+        vring.errFd = this.#takeEventfd(message.payload);
+        return undefined;
+      }
+      case 'SET_VRING_ENABLE': {
+        const vring = this.#vring(message.payload.index);
+        vring.enabled = message.payload.num !== 0;
+        this.#run(vring);
+        return undefined;
+      }
+      case 'SET_BACKEND_REQ_FD': {
+        this.#requests?.close();
+        const fd = fds.take();
+        native.setNonBlocking(fd, 1);
+        this.#requests = new Connection(fd, 'reply');
+        return undefined;
+      }
+      case 'GET_CONFIG':
+        return this.#getConfig(message.payload.offset, message.payload.data.length, message.payload.flags);
+      case 'SET_CONFIG':
+        if (device.writeConfig?.(message.payload.offset, message.payload.data) !== true) throw new Refusal('the configuration space is read-only');
+        return undefined;
+      case 'SET_LOG_BASE': {
+        const fd = fds.take();
+        const result = this.memory.setLog(fd, exact(message.payload.offset), exact(message.payload.size));
+        closeFd(fd);
+        if (result < 0) throw new Refusal(`the dirty log cannot be mapped (errno ${-result})`);
+        return 0n;
+      }
+      case 'SET_LOG_FD':
+        this.#logFd = closeFd(this.#logFd);
+        this.#logFd = fds.take();
+        return undefined;
+      case 'SET_DEVICE_STATE_FD': {
+        const fd = fds.take();
+        if (device.transferState === undefined) {
+          closeFd(fd);
+          throw new Refusal('the device state cannot be transferred');
+        }
+        return device.transferState(message.payload.direction, fd) ? NO_FD : NO_FD | 1n;
+      }
+      case 'CHECK_DEVICE_STATE':
+        return device.checkState?.() === true ? 0n : 1n;
+      default:
+        throw new Refusal(`${message.name} is not supported`);
+    }
+  }
+
+  #setFeatures(acked: bigint): void {
+    if ((acked & ~this.offered) !== 0n) throw new Refusal(`features that were not offered: 0x${(acked & ~this.offered).toString(16)}`);
+    this.acked = acked;
+    this.memory.setLogging(hasFeature(acked, Feature.LOG_ALL));
+    // Without protocol features rings are enabled from the start.
+    if (!hasFeature(acked, Feature.PROTOCOL_FEATURES)) for (const vring of this.#vrings) vring.enabled = true;
+    this.#device.featuresAcked?.(acked);
+  }
+
+  #vring(index: number): Vring {
+    const vring = this.#vrings[index];
+    if (vring === undefined) throw new Refusal(`vring ${index} of ${this.#vrings.length}`);
+    return vring;
+  }
+
+  #takeEventfd(value: bigint): number {
+    return (value & NO_FD) !== 0n ? -1 : this.#connection.fds.take();
+  }
+
+  #getConfig(offset: number, size: number, flags: number): Payloads['config'] {
+    const config = this.#device.config?.();
+    if (config === undefined) throw new Refusal('no configuration space');
+    // What lies beyond reads as zero: front ends ask for the whole structure of a newer specification.
+    const data = new Uint8Array(size);
+    data.set(config.subarray(Math.min(offset, config.length), Math.min(offset + size, config.length)));
+    return { offset, flags, data };
+  }
+
+  // --- memory ---
+
+  #addRegion(region: MemoryRegion): void {
+    const spec = toSpec(region);
+    const fd = this.#connection.fds.take();
+    const result = this.memory.add(spec, fd);
+    closeFd(fd);
+    if (result < 0) {
+      throw new Refusal(`memory region of ${spec.size} bytes at 0x${spec.guestAddress.toString(16)} cannot be mapped (errno ${-result})`);
+    }
+  }
+
+  #setMemoryTable(table: MemoryRegion[]): void {
+    this.memory.clearRegions();
+    try {
+      for (const region of table) this.#addRegion(region);
+    } finally {
+      this.#memoryChanged();
+    }
+  }
+
+  #memoryChanged(): void {
+    for (const vring of this.#vrings) {
+      if (!vring.queue.running || vring.addresses === undefined) continue;
+      const problem = vring.queue.remap(vring.addresses);
+      if (problem !== undefined) this.fail(vring.queue, problem);
+    }
+  }
+
+  // --- rings ---
+
+  #setAddresses(payload: Payloads['vringAddress']): void {
+    const vring = this.#vring(payload.index);
+    vring.addresses = {
+      descriptors: exact(payload.descriptor),
+      avail: exact(payload.available),
+      used: exact(payload.used),
+      log: (payload.flags & VRING_FLAG_LOG) !== 0 ? exact(payload.log) : -1,
+    };
+    // Migration turns logging on with the ring running: same addresses, other flags.
+    if (vring.queue.running) {
+      const problem = vring.queue.remap(vring.addresses);
+      if (problem !== undefined) throw new Refusal(problem);
+    }
+  }
+
+  #setKick(vring: Vring, payload: bigint): void {
+    this.#dropKick(vring);
+    const fd = this.#takeEventfd(payload);
+    if (fd < 0) throw new Refusal('a ring without a kick descriptor would have to be polled');
+    const tag = this.#loop.add(fd, true, () => {
+      vring.queue.kicks++;
+      this.#run(vring);
+    });
+    if (tag < 0) {
+      closeFd(fd);
+      throw new Refusal(`the kick descriptor cannot be waited for (errno ${-tag})`);
+    }
+    vring.kickFd = fd;
+    vring.kickTag = tag;
+    if (!vring.queue.running) this.#start(vring);
+    this.#run(vring);
+  }
+
+  #start(vring: Vring): void {
+    if (vring.addresses === undefined || vring.size === 0) throw new Refusal('SET_VRING_KICK before the ring has a size and addresses');
+    const problem = vring.queue.start(vring.size, vring.addresses, vring.base, {
+      eventIdx: hasFeature(this.acked, Feature.EVENT_IDX),
+      indirect: hasFeature(this.acked, Feature.INDIRECT_DESC),
+    });
+    if (problem !== undefined) throw new Refusal(`vring ${vring.queue.index}: ${problem}`);
+    vring.failed = false;
+    vring.announced = false;
+  }
+
+  /** Lets the device serve the ring if it may be served now. */
+  #run(vring: Vring): void {
+    if (!vring.queue.running || !vring.enabled || vring.failed) return;
+    if (!vring.announced) {
+      vring.announced = true;
+      this.#device.queueStarted?.(vring.queue);
+    }
+    this.#device.serve(vring.queue);
+  }
+
+  #dropKick(vring: Vring): void {
+    if (vring.kickTag >= 0) this.#loop.remove(vring.kickTag);
+    vring.kickTag = -1;
+    vring.kickFd = closeFd(vring.kickFd);
+  }
+
+  #stop(vring: Vring): void {
+    if (!vring.queue.running) return;
+    if (vring.announced) this.#device.queueStopping?.(vring.queue);
+    vring.announced = false;
+    vring.base = vring.queue.lastAvail;
+    vring.queue.stop();
+    this.#dropKick(vring);
+  }
+
+  #forget(vring: Vring): void {
+    vring.size = 0;
+    vring.base = 0;
+    vring.addresses = undefined;
+    vring.enabled = false;
+    vring.failed = false;
+  }
+
+  #stopAll(): void {
+    for (const vring of this.#vrings) this.#stop(vring);
+  }
+
+  /**
+   * The driver broke the rules of a ring: it is served no more until it is started anew. The front end hears of it by the
+   * ring's error eventfd; the other rings go on.
+   */
+  fail(queue: Virtqueue, reason: string): void {
+    const vring = this.#vrings[queue.index];
+    if (vring === undefined || vring.failed) return;
+    vring.failed = true;
+    this.#log('error', `queue ${queue.index} stopped: ${reason}; it comes back when the guest resets the device`);
+    if (vring.errFd >= 0) native.eventfdWrite(vring.errFd);
+  }
+
+  /** Whether {@link fail} was called since the ring was started. */
+  failed(queue: Virtqueue): boolean {
+    return this.#vrings[queue.index]?.failed === true;
+  }
+
+  // --- the back-end channel ---
+
+  /**
+   * Sends a request to the front end without waiting for an acknowledgement.
+   * @returns false when there is no channel, its feature was not negotiated, or the front end is gone.
+   */
+  request<N extends BackendName>(name: N, payload: BackendPayload<N>, fds: readonly number[] = []): boolean {
+    const needs = BACKEND_MESSAGES[name].feature;
+    if (this.#requests === undefined || (needs !== undefined && !hasFeature(this.ackedProtocol, needs))) return false;
+    const length = encodeBackendMessage(this.#requests.bytes, this.#requests.out, name, payload);
+    return this.#requests.send(this.#requests.out, length, fds);
+  }
+
+  /** Ends the session: rings stop, descriptors and mappings go. */
+  close(reason: string): void {
+    if (!this.connected) return;
+    this.connected = false;
+    this.#stopAll();
+    for (const vring of this.#vrings) {
+      this.#dropKick(vring);
+      vring.queue.callFd = closeFd(vring.queue.callFd);
+      vring.errFd = closeFd(vring.errFd);
+    }
+    this.#loop.remove(this.#tag);
+    this.#connection.close();
+    this.#requests?.close();
+    this.#logFd = closeFd(this.#logFd);
+    this.memory.clear();
+    this.#device.disconnected?.(reason);
+  }
+}

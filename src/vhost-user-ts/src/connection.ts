@@ -1,0 +1,116 @@
+/**
+ * Framing of vhost-user messages on a Unix stream socket: bytes and descriptors become whole messages, and replies go back.
+ * A message may arrive in pieces; the socket never blocks the thread.
+ */
+import { arena, arenaAlloc, native } from './native.js';
+import { PassedFds } from './fd.js';
+import { decodeHeader, HEADER_SIZE, type Header, headerFault, MAX_FDS, MAX_MESSAGE } from './message.js';
+
+const EAGAIN = 11;
+const POLLOUT = 4;
+/** How long a peer may leave a reply unread before it counts as gone. */
+const SEND_TIMEOUT_MS = 1000;
+
+/** What {@link Connection.receive} found. */
+export const Received = { none: 0, message: 1, closed: 2 } as const;
+
+/** One end of a vhost-user connection. */
+export class Connection {
+  /** The socket; -1 once closed. */
+  fd: number;
+  readonly kind: 'request' | 'reply';
+  /** Header of the last received message. */
+  header: Header = { request: 0, flags: 0, size: 0 };
+  /** Descriptors of the last received message. */
+  readonly fds = new PassedFds();
+  /** Why the connection ended, when {@link receive} said so. */
+  reason = '';
+
+  readonly #buffer = arenaAlloc(MAX_MESSAGE);
+  readonly #out = arenaAlloc(MAX_MESSAGE);
+  readonly #fdArea = arenaAlloc(4 * (1 + MAX_FDS));
+  #filled = 0;
+
+  /**
+   * @param fd connected socket, non-blocking; owned by the connection
+   * @param kind which messages are expected: a back end gets requests, the other end replies
+   */
+  constructor(fd: number, kind: 'request' | 'reply' = 'request') {
+    this.fd = fd;
+    this.kind = kind;
+  }
+
+  /** Where the payload of the last message lies, in {@link bytes}. */
+  get payload(): number {
+    return this.#buffer + HEADER_SIZE;
+  }
+
+  /** The memory that messages lie in. */
+  get bytes(): Uint8Array {
+    return arena.u8;
+  }
+
+  /** Where an outgoing message may be built before {@link send}. */
+  get out(): number {
+    return this.#out;
+  }
+
+  /** Reads as much of the next message as there is. Descriptors of a message that was not handled further are closed. */
+  receive(): number {
+    if (this.#filled === 0) this.fds.closeAll();
+    for (;;) {
+      // Never read past the message: the descriptors of the next one would come along.
+      const want = this.#filled < HEADER_SIZE ? HEADER_SIZE : HEADER_SIZE + this.header.size;
+      if (this.#filled === want) {
+        this.#filled = 0;
+        return Received.message;
+      }
+      const n = native.recvmsg(this.fd, this.#buffer + this.#filled, want - this.#filled, this.#fdArea, MAX_FDS);
+      if (n === -EAGAIN) return Received.none;
+      if (n <= 0) return this.#end(n === 0 ? 'the peer closed the connection' : `recvmsg failed with errno ${-n}`);
+      const passed = arena.i32[this.#fdArea >> 2] as number;
+      for (let i = 0; i < passed; i++) this.fds.append(arena.i32[(this.#fdArea >> 2) + 1 + i] as number);
+      if (this.fds.count > MAX_FDS) return this.#end('too many descriptors with one message');
+      this.#filled += n;
+      if (this.#filled === HEADER_SIZE) {
+        this.header = decodeHeader(arena.u8, this.#buffer);
+        const fault = headerFault(this.header, this.kind);
+        if (fault !== undefined) return this.#end(`not a vhost-user message: ${fault}`);
+      }
+    }
+  }
+
+  #end(reason: string): number {
+    this.reason = reason;
+    this.#filled = 0;
+    this.fds.closeAll();
+    return Received.closed;
+  }
+
+  /**
+   * Sends `length` bytes from arena offset `from`, with descriptors (which stay the caller's).
+   * @returns false when the peer is gone or does not read.
+   */
+  send(from: number, length: number, fds: readonly number[] = []): boolean {
+    let done = 0;
+    let passed = fds.length;
+    while (done < length) {
+      for (let i = 0; i < passed; i++) arena.i32[(this.#fdArea >> 2) + i] = fds[i] as number;
+      const n = native.sendmsg(this.fd, from + done, length - done, this.#fdArea, passed);
+      if (n === -EAGAIN) {
+        if (native.poll(this.fd, POLLOUT, SEND_TIMEOUT_MS) === 0) return false;
+        continue;
+      }
+      if (n < 0) return false;
+      passed = 0;
+      done += n;
+    }
+    return true;
+  }
+
+  close(): void {
+    this.fds.closeAll();
+    if (this.fd >= 0) native.close(this.fd);
+    this.fd = -1;
+  }
+}

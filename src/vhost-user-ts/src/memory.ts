@@ -1,0 +1,217 @@
+/**
+ * Guest memory: the front end's regions, mapped, and the one place where addresses of a peer become addresses of ours.
+ *
+ * A guest-physical address is what stands in descriptors; a user address (the front end's own virtual address) is what
+ * SET_VRING_ADDR carries. Both are numbers: regions that end above 2^53 are refused, so the arithmetic is exact.
+ */
+import { native } from './native.js';
+
+const EINVAL = 22;
+const EEXIST = 17;
+const ENOENT = 2;
+const ENOSPC = 28;
+
+/** One memory region as SET_MEM_TABLE and ADD_MEM_REG describe it. */
+export interface RegionSpec {
+  guestAddress: number;
+  size: number;
+  userAddress: number;
+  /** Where the region starts in the file behind its descriptor. */
+  mmapOffset: number;
+}
+
+interface Region extends RegionSpec {
+  /** Region id of the add-on. */
+  id: number;
+  /** Our virtual address of the region's first byte. */
+  address: number;
+}
+
+const LOG_PAGE_SHIFT = 12;
+const EXACT = 2 ** 53;
+
+/** The memory of one guest. */
+export class GuestMemory {
+  /** Bytes that are contiguous from the address of the last successful {@link translate} or {@link translateUser}. */
+  room = 0;
+  /** Grows with every change of the table: whoever keeps translated addresses compares it. */
+  generation = 0;
+
+  #regions: Region[] = [];
+  #last: Region | undefined;
+  /** Mappings that left the table while {@link pin}s were held. */
+  #retired: number[] = [];
+  #pins = 0;
+  #log: Uint8Array | undefined;
+  #logRegion = -1;
+  #logging = false;
+
+  /** Most regions the table takes (GET_MAX_MEM_SLOTS). */
+  readonly maxRegions: number;
+
+  constructor(maxRegions = 509) {
+    this.maxRegions = maxRegions;
+  }
+
+  get regionCount(): number {
+    return this.#regions.length;
+  }
+
+  /** The table as it is, for logs and tests. */
+  get table(): readonly RegionSpec[] {
+    return this.#regions;
+  }
+
+  /**
+   * Maps one region; the descriptor may be closed afterwards.
+   * @returns 0, -EINVAL (empty, misplaced, overlapping, or the file is shorter than it says), -ENOSPC (table full), or mmap's -errno.
+   */
+  add(spec: RegionSpec, fd: number): number {
+    if (!(spec.size > 0) || spec.guestAddress + spec.size > EXACT || spec.userAddress + spec.size > EXACT) return -EINVAL;
+    if (this.#regions.length >= this.maxRegions) return -ENOSPC;
+    for (const other of this.#regions) {
+      if (spec.guestAddress < other.guestAddress + other.size && other.guestAddress < spec.guestAddress + spec.size) return -EEXIST;
+    }
+    // mmap(2) wants a page-aligned offset; virtio_uml and some front ends give regions that start within a page.
+    const slack = spec.mmapOffset % 4096;
+    const id = native.regionMap(fd, spec.mmapOffset - slack, spec.size + slack, 1);
+    if (id < 0) return id;
+    this.#regions.push({ ...spec, id, address: native.regionAddress(id) + slack });
+    this.#regions.sort((a, b) => a.guestAddress - b.guestAddress);
+    this.#last = undefined;
+    this.generation++;
+    return 0;
+  }
+
+  /** Takes the region with exactly these addresses and this size out of the table. -ENOENT when there is none. */
+  remove(spec: Pick<RegionSpec, 'guestAddress' | 'size' | 'userAddress'>): number {
+    const at = this.#regions.findIndex((r) => r.guestAddress === spec.guestAddress && r.size === spec.size && r.userAddress === spec.userAddress);
+    if (at < 0) return -ENOENT;
+    this.#retire(this.#regions.splice(at, 1));
+    return 0;
+  }
+
+  /** Empties the table. */
+  clearRegions(): void {
+    this.#retire(this.#regions.splice(0));
+  }
+
+  /** Empties the table and stops logging. */
+  clear(): void {
+    this.clearRegions();
+    this.setLog(-1, 0, 0);
+    this.#logging = false;
+  }
+
+  #retire(gone: Region[]): void {
+    this.#last = undefined;
+    this.generation++;
+    for (const region of gone) this.#retired.push(region.id);
+    if (this.#pins === 0) this.#unmapRetired();
+  }
+
+  #unmapRetired(): void {
+    for (const id of this.#retired) native.regionUnmap(id);
+    this.#retired = [];
+  }
+
+  /** Keeps every mapping in place, even of removed regions, until {@link unpin}: for work that goes on in other threads. */
+  pin(): void {
+    this.#pins++;
+  }
+
+  unpin(): void {
+    if (--this.#pins === 0 && this.#retired.length > 0) this.#unmapRetired();
+  }
+
+  /** True when the file behind a region was truncated under us: its contents are gone, the device should stop. */
+  get broken(): boolean {
+    for (const region of this.#regions) if (native.regionBroken(region.id) === 1) return true;
+    return false;
+  }
+
+  /**
+   * Our virtual address of a guest-physical address; {@link room} then says how many bytes are contiguous from there
+   * (to the end of its region).
+   * @returns -1 when no region holds it.
+   */
+  translate(guestAddress: number): number {
+    let region = this.#last;
+    if (region === undefined || guestAddress < region.guestAddress || guestAddress >= region.guestAddress + region.size) {
+      region = this.#find(guestAddress);
+      if (region === undefined) return -1;
+      this.#last = region;
+    }
+    const offset = guestAddress - region.guestAddress;
+    this.room = region.size - offset;
+    return region.address + offset;
+  }
+
+  #find(guestAddress: number): Region | undefined {
+    for (const region of this.#regions) {
+      if (guestAddress >= region.guestAddress && guestAddress < region.guestAddress + region.size) return region;
+    }
+    return undefined;
+  }
+
+  /**
+   * A view of `length` bytes at a front-end user address, for a ring: external memory, detached when its region goes.
+   * @returns undefined when the bytes do not lie within one region.
+   */
+  viewUser(userAddress: number, length: number): ArrayBuffer | undefined {
+    for (const region of this.#regions) {
+      const offset = userAddress - region.userAddress;
+      if (offset < 0 || offset + length > region.size) continue;
+      const slack = region.address - native.regionAddress(region.id);
+      return native.regionBuffer(region.id, offset + slack, length);
+    }
+    return undefined;
+  }
+
+  /** Guest-physical address of a front-end user address, or -1. */
+  userToGuest(userAddress: number): number {
+    for (const region of this.#regions) {
+      const offset = userAddress - region.userAddress;
+      if (offset >= 0 && offset < region.size) return region.guestAddress + offset;
+    }
+    return -1;
+  }
+
+  // --- dirty logging (vhost-user: "Migration") ---
+
+  /** True while VHOST_F_LOG_ALL is acked and a log is set: writes must be reported with {@link markDirty}. */
+  get logging(): boolean {
+    return this.#logging && this.#log !== undefined;
+  }
+
+  setLogging(on: boolean): void {
+    this.#logging = on;
+  }
+
+  /** SET_LOG_BASE: maps the dirty bitmap (one bit per 4096-byte page). fd -1 takes it away. Returns 0 or -errno. */
+  setLog(fd: number, offset: number, size: number): number {
+    let id = -1;
+    if (fd >= 0) {
+      if (!(size > 0) || size > 0xffff_ffff) return -EINVAL;
+      id = native.regionMap(fd, offset, size, 1);
+      if (id < 0) return id;
+    }
+    const old = this.#logRegion;
+    this.#log = id < 0 ? undefined : new Uint8Array(native.regionBuffer(id, 0, size));
+    this.#logRegion = id;
+    if (old >= 0) native.regionUnmap(old);
+    return 0;
+  }
+
+  /** Marks the pages of a write to guest memory. The front end reads and clears the bits meanwhile, hence the atomic OR. */
+  markDirty(guestAddress: number, length: number): void {
+    const log = this.#log;
+    if (log === undefined || length <= 0) return;
+    const last = Math.floor((guestAddress + length - 1) / 2 ** LOG_PAGE_SHIFT);
+    for (let page = Math.floor(guestAddress / 2 ** LOG_PAGE_SHIFT); page <= last; page++) {
+      const byte = Math.floor(page / 8);
+      if (byte >= log.length) return;
+      Atomics.or(log, byte, 1 << (page % 8));
+    }
+  }
+}

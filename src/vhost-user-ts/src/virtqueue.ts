@@ -1,0 +1,221 @@
+/**
+ * The device side of a split virtqueue (virtio 1.2, 2.7), with EVENT_IDX or plain flag suppression.
+ *
+ * Ring geometry, in elements of the views below:
+ *   descriptor table  u32[4 n]          16 bytes each
+ *   avail ring        u16: flags, idx, ring[n], used_event
+ *   used ring         u16: flags, idx; then { u32 id, u32 len }[n]; then u16 avail_event
+ *
+ * Ring indexes are read and written with Atomics (sequentially consistent): "publish used, then look at used_event" and
+ * "set avail_event, then look at avail idx" both need a store before a load, which plain accesses do not keep in order.
+ */
+import { ChainError, DescriptorChain } from './chain.js';
+import type { GuestMemory } from './memory.js';
+import { native } from './native.js';
+
+const AVAIL_F_NO_INTERRUPT = 1;
+const USED_F_NO_NOTIFY = 1;
+/** Largest queue of the specification. */
+export const MAX_QUEUE_SIZE = 32768;
+
+/** Addresses of a queue's rings as SET_VRING_ADDR gives them (front-end user addresses). */
+export interface RingAddresses {
+  descriptors: number;
+  avail: number;
+  used: number;
+  /** Guest address of the used ring for dirty logging, when VHOST_VRING_F_LOG is set; else -1. */
+  log: number;
+}
+
+const NONE16 = new Uint16Array(0);
+const NONE32 = new Uint32Array(0);
+
+/** One queue. Made once per index; {@link start} and {@link stop} follow the front end. */
+export class Virtqueue {
+  size = 0;
+  eventIdx = false;
+  indirect = false;
+  /** The rings are mapped and the queue may be served. */
+  running = false;
+  /** Position in the avail ring: the next entry to take (VRING_BASE). */
+  lastAvail = 0;
+  /** Eventfd that interrupts the driver (SET_VRING_CALL), or -1. The latest one counts. */
+  callFd = -1;
+  /** The chain of the last {@link pop}. */
+  readonly chain = new DescriptorChain();
+
+  // Counters for metrics: only ever grow.
+  interruptsSent = 0;
+  interruptsSaved = 0;
+  kicks = 0;
+  batches = 0;
+
+  /** Chains taken and not yet given back. */
+  inFlight = 0;
+
+  #table: Uint32Array = NONE32;
+  #avail: Uint16Array = NONE16;
+  #used16: Uint16Array = NONE16;
+  #used32: Uint32Array = NONE32;
+  #buffers: ArrayBuffer[] = [];
+  /** Avail index as last seen: saves a look at shared memory per chain of a batch. */
+  #seenAvail = 0;
+  #usedIdx = 0;
+  /** Used index when the driver was last signalled (or when it was first known not to need it). */
+  #signalled = 0;
+  #availEventAt = 0;
+  #logAddress = -1;
+
+  readonly index: number;
+  readonly memory: GuestMemory;
+
+  constructor(index: number, memory: GuestMemory) {
+    this.index = index;
+    this.memory = memory;
+  }
+
+  /**
+   * Maps the rings and begins at avail position `base`. The used index is read from the ring (the front end kept it).
+   * @returns undefined, or what is wrong with the addresses.
+   */
+  start(size: number, addresses: RingAddresses, base: number, features: { eventIdx: boolean; indirect: boolean }): string | undefined {
+    this.stop();
+    const problem = this.#map(size, addresses);
+    if (problem !== undefined) return problem;
+    this.eventIdx = features.eventIdx;
+    this.indirect = features.indirect;
+    this.lastAvail = base;
+    this.#seenAvail = base;
+    this.#usedIdx = Atomics.load(this.#used16, 1);
+    this.#signalled = this.#usedIdx;
+    this.inFlight = 0;
+    this.running = true;
+    return undefined;
+  }
+
+  /** Maps the rings of a running queue again after the memory table changed; positions stay. */
+  remap(addresses: RingAddresses): string | undefined {
+    return this.#map(this.size, addresses);
+  }
+
+  #map(size: number, addresses: RingAddresses): string | undefined {
+    this.#unmap();
+    if (size < 1 || size > MAX_QUEUE_SIZE || (size & (size - 1)) !== 0) return `queue size ${size} is not a power of two up to ${MAX_QUEUE_SIZE}`;
+    if (addresses.descriptors % 16 !== 0 || addresses.avail % 2 !== 0 || addresses.used % 4 !== 0) return 'ring addresses not aligned';
+    const table = this.memory.viewUser(addresses.descriptors, 16 * size);
+    if (table !== undefined) this.#buffers.push(table);
+    const avail = this.memory.viewUser(addresses.avail, 6 + 2 * size);
+    if (avail !== undefined) this.#buffers.push(avail);
+    const used = this.memory.viewUser(addresses.used, 6 + 8 * size);
+    if (used !== undefined) this.#buffers.push(used);
+    if (table === undefined || avail === undefined || used === undefined) {
+      this.#unmap();
+      return 'ring addresses outside the memory table';
+    }
+    this.size = size;
+    this.#table = new Uint32Array(table);
+    this.#avail = new Uint16Array(avail);
+    this.#used16 = new Uint16Array(used);
+    this.#used32 = new Uint32Array(used, 0, 1 + 2 * size);
+    this.#availEventAt = 2 + 4 * size;
+    this.#logAddress = addresses.log;
+    return undefined;
+  }
+
+  #unmap(): void {
+    for (const buffer of this.#buffers) native.regionDetach(buffer);
+    this.#buffers = [];
+    this.#table = NONE32;
+    this.#avail = NONE16;
+    this.#used16 = NONE16;
+    this.#used32 = NONE32;
+  }
+
+  /** Lets go of the rings. What was pushed is published first. */
+  stop(): void {
+    if (this.running) this.publish();
+    this.running = false;
+    this.#unmap();
+  }
+
+  /** Whether chains wait, without taking one. */
+  get pending(): boolean {
+    return this.running && Atomics.load(this.#avail, 1) !== this.lastAvail;
+  }
+
+  /**
+   * Takes the next available chain apart into {@link chain}.
+   * @returns 1, 0 when none waits, or a {@link ChainError}: the driver broke the rules and the queue cannot go on.
+   */
+  pop(): number {
+    if (this.#seenAvail === this.lastAvail) {
+      if (!this.running) return 0;
+      const seen = Atomics.load(this.#avail, 1);
+      if (seen === this.lastAvail) return 0;
+      if (((seen - this.lastAvail) & 0xffff) > this.size) return ChainError.availJump;
+      this.#seenAvail = seen;
+    }
+    const head = this.#avail[2 + (this.lastAvail & (this.size - 1))] as number;
+    const error = this.chain.load(this.memory, this.#table, this.size, head, this.indirect);
+    if (error !== 0) return error;
+    this.lastAvail = (this.lastAvail + 1) & 0xffff;
+    this.inFlight++;
+    return 1;
+  }
+
+  /** Puts a chain into the used ring; the driver sees it at the next {@link publish}. `length`: bytes written to its writable part. */
+  push(head: number, length: number): void {
+    const slot = this.#usedIdx & (this.size - 1);
+    this.#used32[1 + 2 * slot] = head;
+    this.#used32[2 + 2 * slot] = length;
+    this.#usedIdx = (this.#usedIdx + 1) & 0xffff;
+    this.inFlight--;
+    if (this.memory.logging && this.#logAddress >= 0) this.memory.markDirty(this.#logAddress + 4 + 8 * slot, 8);
+  }
+
+  /**
+   * Shows the driver everything pushed so far.
+   * @returns whether it wants an interrupt (virtio 1.2, 2.7.7.2).
+   */
+  publish(): boolean {
+    const used = this.#usedIdx;
+    const before = this.#signalled;
+    if (used === before || this.#used16.length === 0) return false;
+    Atomics.store(this.#used16, 1, used);
+    if (this.memory.logging && this.#logAddress >= 0) this.memory.markDirty(this.#logAddress, 4);
+    this.#signalled = used;
+    let wanted: boolean;
+    if (this.eventIdx) {
+      const event = Atomics.load(this.#avail, 2 + this.size);
+      wanted = ((used - event - 1) & 0xffff) < ((used - before) & 0xffff);
+    } else {
+      wanted = (Atomics.load(this.#avail, 0) & AVAIL_F_NO_INTERRUPT) === 0;
+    }
+    if (wanted) this.interruptsSent++;
+    else this.interruptsSaved++;
+    return wanted;
+  }
+
+  /** Interrupts the driver, whatever it asked for. */
+  signal(): void {
+    if (this.callFd >= 0) native.eventfdWrite(this.callFd);
+  }
+
+  /** {@link publish}, and the interrupt if the driver wants one: once per batch. */
+  flush(): void {
+    if (this.publish()) this.signal();
+  }
+
+  /** Asks the driver not to kick while we look at the ring anyway. With EVENT_IDX a stale avail_event does that by itself. */
+  disableKicks(): void {
+    if (!this.eventIdx && this.#used16.length > 0) Atomics.store(this.#used16, 0, USED_F_NO_NOTIFY);
+  }
+
+  /** Asks for a kick with the next chain. @returns true when one came in the meantime: look again instead of sleeping. */
+  enableKicks(): boolean {
+    if (!this.running) return false;
+    if (this.eventIdx) Atomics.store(this.#used16, this.#availEventAt, this.lastAvail);
+    else Atomics.store(this.#used16, 0, 0);
+    return Atomics.load(this.#avail, 1) !== this.lastAvail;
+  }
+}
