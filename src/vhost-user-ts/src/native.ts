@@ -120,6 +120,8 @@ export interface Native {
   symlinkat(target: number, dirfd: number, name: number): number;
   /** linkat(2). */
   linkat(olddirfd: number, oldname: number, newdirfd: number, newname: number, flags: number): number;
+  /** linkat(2) of the object behind "N" below `procfd`: works for an O_PATH descriptor and without CAP_DAC_READ_SEARCH. */
+  linkProc(procfd: number, fd: number, newdirfd: number, newname: number): number;
   /** unlinkat(2). */
   unlinkat(dirfd: number, name: number, flags: number): number;
   /** renameat2(2). */
@@ -162,11 +164,11 @@ export interface Native {
   ioctl(fd: number, request: number, argument: number): number;
   /** copy_file_range(2) with explicit offsets. */
   copyFileRange(inFd: number, inOffset: number, outFd: number, outOffset: number, length: number): number;
-  /** umask(2); returns the old one. */
+  /** umask(2) of this thread alone (it leaves what CLONE_FS shares the first time); returns the old one. */
   umask(mask: number): number;
   /**
    * Extended attributes of the object behind `fd` (O_PATH too): getxattr(2) and family on "/proc/self/fd/N", reached through
-   * `procfd`: the thread's working directory is changed to it (fchdir) the first time.
+   * `procfd`: the thread's own working directory is changed to it (unshare(CLONE_FS) and fchdir) the first time.
    */
   getxattr(procfd: number, fd: number, name: number, value: number, size: number): number;
   setxattr(procfd: number, fd: number, name: number, value: number, size: number, flags: number): number;
@@ -203,7 +205,7 @@ export interface Native {
   setGroups(groups: number, count: number): number;
   /** 1 when capability `cap` is in the thread's effective set. */
   hasCapability(cap: number): number;
-  /** Drops (on = 0) or raises (on = 1) a capability in the thread's effective set. */
+  /** Drops (on = 0) or raises (on = 1) a capability in the thread's effective set. Returns 1 when that changed it, 0 when it was so already. */
   setCapability(cap: number, on: number): number;
 
   // --- blocking work off the device thread (offload.cc) ---
@@ -292,17 +294,33 @@ let arenaTop = 64; // offset 0 is never handed out: 0 can mean "none"; offset 16
 /** Arena offset of an empty string, for `*at` calls with AT_EMPTY_PATH. */
 export const EMPTY_NAME = 16;
 
+/** Blocks given back, by size. */
+const arenaSpare = new Map<number, number[]>();
+
+function arenaBlock(bytes: number): number {
+  return Math.ceil(bytes / 64) * 64;
+}
+
 /**
- * Takes `bytes` of the arena for good (components allocate their buffers once, when they are made).
- * @returns the offset, aligned to 64 bytes.
+ * Takes `bytes` of the arena: components allocate their buffers once, when they are made.
+ * @returns the offset, aligned to 64 bytes; the contents are undefined.
  * @throws RangeError when the arena is full: a programming error.
  */
 export function arenaAlloc(bytes: number): number {
+  const spare = arenaSpare.get(arenaBlock(bytes))?.pop();
+  if (spare !== undefined) return spare;
   const offset = arenaTop;
-  const end = offset + Math.ceil(bytes / 64) * 64;
+  const end = offset + arenaBlock(bytes);
   if (end > ARENA_BYTES) throw new RangeError(`arena full: ${bytes} bytes asked at ${offset} of ${ARENA_BYTES}`);
   arenaTop = end;
   return offset;
+}
+
+/** Gives back what {@link arenaAlloc} gave for the same `bytes`: for components that live as long as a connection. */
+export function arenaFree(offset: number, bytes: number): void {
+  const spare = arenaSpare.get(arenaBlock(bytes));
+  if (spare === undefined) arenaSpare.set(arenaBlock(bytes), [offset]);
+  else spare.push(offset);
 }
 
 const scratchName = arenaAlloc(8192);
