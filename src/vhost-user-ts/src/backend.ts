@@ -5,6 +5,7 @@
  * (vhost-user, "Ring states"). Everything happens in the thread that turns the {@link WaitLoop}: no locks, and the
  * memory table can only change between two batches.
  */
+import { DescriptorChain } from './chain.js';
 import { Connection, Received } from './connection.js';
 import { closeFd } from './fd.js';
 import type { WaitLoop } from './loop.js';
@@ -128,6 +129,7 @@ export class VhostUserBackend {
   readonly #connection: Connection;
   readonly #tag: number;
   readonly #vrings: Vring[] = [];
+  readonly #chain = new DescriptorChain();
   #requests: Connection | undefined; // the back-end channel
   #logFd = -1;
 
@@ -142,7 +144,7 @@ export class VhostUserBackend {
     this.#connection = new Connection(fd);
     for (let i = 0; i < device.queueCount; i++) {
       this.#vrings.push({
-        queue: new Virtqueue(i, this.memory),
+        queue: new Virtqueue(i, this.memory, this.#chain),
         size: 0,
         base: 0,
         addresses: undefined,
@@ -540,6 +542,7 @@ export class VhostUserBackend {
     this.#requests?.close();
     this.#logFd = closeFd(this.#logFd);
     this.memory.clear();
+    this.#chain.free();
     this.#device.disconnected?.(reason);
   }
 }

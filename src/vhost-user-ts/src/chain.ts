@@ -5,7 +5,7 @@
  * A chain is taken apart once, when it is popped; each word of a descriptor is read once, because the guest can change
  * its memory at any time.
  */
-import { arena, arenaAlloc, native } from './native.js';
+import { arena, arenaAlloc, arenaFree, native } from './native.js';
 import type { GuestMemory } from './memory.js';
 
 /** Longest chain taken, in descriptors: what QEMU allows (VIRTQUEUE_MAX_SIZE), and what one preadv2 takes (IOV_MAX). */
@@ -56,7 +56,7 @@ export function chainErrorText(error: number): string {
   return MESSAGES[error] ?? `chain error ${error}`;
 }
 
-/** A popped chain. One object is reused for every pop of a queue. */
+/** A popped chain. One object is reused for every pop of every queue of a session. */
 export class DescriptorChain {
   /** Index of the head descriptor: what the used ring gets back. */
   head = 0;
@@ -164,6 +164,12 @@ export class DescriptorChain {
       left -= n;
     }
     return this.readableBytes + this.writableBytes > 0xffff_ffff ? ChainError.tooManyBytes : 0;
+  }
+
+  /** Gives the chain's memory back. */
+  free(): void {
+    arenaFree(this.iov, MAX_IOVECS * 16);
+    arenaFree(this.#indirect, MAX_TABLE_BYTES);
   }
 
   /** Reports the first `length` bytes of the writable part as dirty. */

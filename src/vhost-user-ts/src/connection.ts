@@ -2,7 +2,7 @@
  * Framing of vhost-user messages on a Unix stream socket: bytes and descriptors become whole messages, and replies go back.
  * A message may arrive in pieces; the socket never blocks the thread.
  */
-import { arena, arenaAlloc, native } from './native.js';
+import { arena, arenaAlloc, arenaFree, native } from './native.js';
 import { PassedFds } from './fd.js';
 import { decodeHeader, HEADER_SIZE, type Header, headerFault, MAX_FDS, MAX_MESSAGE } from './message.js';
 
@@ -10,6 +10,8 @@ const EAGAIN = 11;
 const POLLOUT = 4;
 /** How long a peer may leave a reply unread before it counts as gone. */
 const SEND_TIMEOUT_MS = 1000;
+
+const FD_AREA_BYTES = 4 * (1 + MAX_FDS);
 
 /** What {@link Connection.receive} found. */
 export const Received = { none: 0, message: 1, closed: 2 } as const;
@@ -28,7 +30,7 @@ export class Connection {
 
   readonly #buffer = arenaAlloc(MAX_MESSAGE);
   readonly #out = arenaAlloc(MAX_MESSAGE);
-  readonly #fdArea = arenaAlloc(4 * (1 + MAX_FDS));
+  readonly #fdArea = arenaAlloc(FD_AREA_BYTES);
   #filled = 0;
 
   /**
@@ -108,9 +110,14 @@ export class Connection {
     return true;
   }
 
+  /** Closes the socket; the connection is of no use afterwards. */
   close(): void {
+    if (this.fd < 0) return;
     this.fds.closeAll();
-    if (this.fd >= 0) native.close(this.fd);
+    native.close(this.fd);
     this.fd = -1;
+    arenaFree(this.#buffer, MAX_MESSAGE);
+    arenaFree(this.#out, MAX_MESSAGE);
+    arenaFree(this.#fdArea, FD_AREA_BYTES);
   }
 }

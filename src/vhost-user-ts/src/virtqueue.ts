@@ -9,7 +9,7 @@
  * Ring indexes are read and written with Atomics (sequentially consistent): "publish used, then look at used_event" and
  * "set avail_event, then look at avail idx" both need a store before a load, which plain accesses do not keep in order.
  */
-import { ChainError, DescriptorChain } from './chain.js';
+import { ChainError, type DescriptorChain } from './chain.js';
 import type { GuestMemory } from './memory.js';
 import { native } from './native.js';
 
@@ -42,7 +42,7 @@ export class Virtqueue {
   /** Eventfd that interrupts the driver (SET_VRING_CALL), or -1. The latest one counts. */
   callFd = -1;
   /** The chain of the last {@link pop}. */
-  readonly chain = new DescriptorChain();
+  readonly chain: DescriptorChain;
 
   // Counters for metrics: only ever grow.
   interruptsSent = 0;
@@ -69,8 +69,10 @@ export class Virtqueue {
   readonly index: number;
   readonly memory: GuestMemory;
 
-  constructor(index: number, memory: GuestMemory) {
+  /** @param chain where {@link pop} leaves what it took: queues that one thread serves in turn share it */
+  constructor(index: number, memory: GuestMemory, chain: DescriptorChain) {
     this.index = index;
+    this.chain = chain;
     this.memory = memory;
   }
 
