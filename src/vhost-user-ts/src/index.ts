@@ -4,6 +4,7 @@ export * from './chain.js';
 export * from './connection.js';
 export * from './cursor.js';
 export * from './fd.js';
+export * from './frontend.js';
 export * from './loop.js';
 export * from './memory.js';
 export * from './message.js';
