@@ -1,0 +1,201 @@
+/**
+ * The daemon's configuration: what the command line comes to, checked and frozen. Everything below `daemon.ts` reads this and
+ * knows nothing of options.
+ */
+import { statSync } from 'node:fs';
+import { dirname, resolve } from 'node:path';
+import { UsageError, type Values } from './options.js';
+
+/** Whether a feature is used: never, when the guest offers it, or always (a guest that does not is refused). */
+export type Negotiation = 'never' | 'auto' | 'always';
+export type CachePolicy = 'auto' | 'always' | 'never' | 'metadata';
+export type LogLevel = 'error' | 'warn' | 'info' | 'debug' | 'trace' | 'off';
+
+/** Where the vhost-user front end connects: a socket to make, or an inherited one that already listens. */
+export type ListenOn =
+  | {
+      readonly kind: 'path';
+      readonly path: string;
+      /** Name of the group that gets the socket; without one only its owner may connect. */
+      readonly group: string | undefined;
+    }
+  | { readonly kind: 'fd'; readonly fd: number };
+
+/** Where metrics are served: a Unix socket, or a host (name or address) and port. */
+export type MetricsAddress = { readonly path: string } | { readonly host: string; readonly port: number };
+
+export interface Config {
+  /** Absolute path of the shared directory. It existed and was a directory. */
+  readonly sharedDir: string;
+  readonly listenOn: ListenOn;
+  /** Tag of the device: when given, VHOST_USER_PROTOCOL_F_CONFIG is offered and the device configuration holds it. */
+  readonly tag: string | undefined;
+  /** num_request_queues of the device configuration; counts only with `tag`. */
+  readonly requestQueues: number;
+  /** Every change is answered with EROFS. */
+  readonly readonly: boolean;
+  /** Entries that are mount points are marked (FUSE_ATTR_SUBMOUNT) when the guest offers FUSE_SUBMOUNTS. */
+  readonly announceSubmounts: boolean;
+  readonly inodeFileHandles: 'never' | 'prefer' | 'mandatory';
+  /** false: O_NOATIME is dropped from open flags. */
+  readonly preserveNoatime: boolean;
+
+  readonly cache: CachePolicy;
+  /** How long the guest may keep a name, in seconds: follows from `cache`. */
+  readonly entryTimeout: number;
+  /** How long the guest may keep attributes, in seconds: follows from `cache`. */
+  readonly attrTimeout: number;
+  /** Files opened uncached (cache never and metadata) may be mapped shared: FUSE_DIRECT_IO_ALLOW_MMAP is asked for. */
+  readonly allowMmap: boolean;
+  /** FUSE_WRITEBACK_CACHE is asked for. */
+  readonly writeback: boolean;
+  /** READDIRPLUS is offered; never with cache never, where its attributes would be thrown away at once. */
+  readonly readdirplus: boolean;
+  /** false: O_DIRECT is dropped from open flags. */
+  readonly allowDirectIo: boolean;
+
+  /** Extended attributes; implied by `xattrmap`, `posixAcl` and `securityLabel`. */
+  readonly xattr: boolean;
+  /** The rules of --xattrmap as given; the file system parses them at the start. */
+  readonly xattrmap: string | undefined;
+  /** FUSE_POSIX_ACL. Never together with `translateUid` or `translateGid`: ids inside an ACL are not translated. */
+  readonly posixAcl: Negotiation;
+  /** FUSE_SECURITY_CTX. */
+  readonly securityLabel: Negotiation;
+  /** FUSE_HANDLE_KILLPRIV_V2 is asked for. */
+  readonly killprivV2: boolean;
+  /** The maps of --translate-uid and --translate-gid as given, in their order; the file system parses them at the start. */
+  readonly translateUid: readonly string[];
+  readonly translateGid: readonly string[];
+
+  /** Isolation is not there yet: no other values exist. */
+  readonly sandbox: 'none';
+  readonly seccomp: 'none';
+
+  /** Most threads for requests that would block; 0: none, every request is served in turn; undefined: the daemon chooses. */
+  readonly threadPoolSize: number | undefined;
+  /** Limit of open files to set; 0 leaves it; undefined: the smaller of 1000000 and /proc/sys/fs/nr_open. */
+  readonly rlimitNofile: number | undefined;
+  readonly logLevel: LogLevel;
+  /** Log to the system log instead of standard error. */
+  readonly syslog: boolean;
+  readonly metrics: MetricsAddress | undefined;
+
+  /** What to tell about the command line (deprecated spellings), one log line each at level warn. */
+  readonly warnings: readonly string[];
+}
+
+/** Longest path of a Unix socket: sizeof(sun_path) without the NUL. */
+const SOCKET_PATH_MAX = 107;
+const TAG_MAX = 36;
+const DAY = 86400;
+const TIMEOUT: Readonly<Record<CachePolicy, number>> = { never: 0, auto: 1, metadata: DAY, always: DAY };
+
+/**
+ * Checks the parsed options against each other and against the host.
+ * @throws UsageError for the first thing that is wrong.
+ */
+export function configFrom(values: Values, warnings: readonly string[]): Config {
+  const posixAcl = values['posix-acl'];
+  const securityLabel = values['security-label'];
+  if (posixAcl !== 'never' && values['translate-uid'].length + values['translate-gid'].length > 0)
+    throw new UsageError(`--translate-uid and --translate-gid would break access control lists: leave out --posix-acl=${posixAcl}`);
+  const timeout = TIMEOUT[values.cache];
+  return Object.freeze({
+    sharedDir: sharedDirectory(values['shared-dir']),
+    listenOn: Object.freeze(listenOn(values)),
+    tag: tag(values.tag),
+    requestQueues: values['num-request-queues'],
+    readonly: values.readonly,
+    announceSubmounts: !values['no-announce-submounts'],
+    inodeFileHandles: values['inode-file-handles'],
+    preserveNoatime: values['preserve-noatime'],
+    cache: values.cache,
+    entryTimeout: timeout,
+    attrTimeout: timeout,
+    allowMmap: values['allow-mmap'],
+    writeback: values.writeback,
+    readdirplus: values.cache !== 'never' && !values['no-readdirplus'],
+    allowDirectIo: values['allow-direct-io'],
+    xattr: values.xattr || values.xattrmap !== undefined || posixAcl !== 'never' || securityLabel !== 'never',
+    xattrmap: values.xattrmap,
+    posixAcl,
+    securityLabel,
+    killprivV2: values['killpriv-v2'],
+    translateUid: Object.freeze([...values['translate-uid']]),
+    translateGid: Object.freeze([...values['translate-gid']]),
+    sandbox: 'none',
+    seccomp: 'none',
+    threadPoolSize: values['thread-pool-size'],
+    rlimitNofile: values['rlimit-nofile'],
+    logLevel: values.d ? 'debug' : values['log-level'],
+    syslog: values.syslog,
+    metrics: values.metrics === undefined ? undefined : Object.freeze(metricsAddress(values.metrics)),
+    warnings: Object.freeze([...warnings]),
+  });
+}
+
+function sharedDirectory(path: string | undefined): string {
+  if (path === undefined) throw new UsageError('no directory to share: give --shared-dir=DIR');
+  if (path === '') throw new UsageError('--shared-dir is empty: name a directory');
+  requireDirectory(path, '--shared-dir');
+  return resolve(path);
+}
+
+function listenOn(values: Values): ListenOn {
+  const { fd, socket } = values;
+  const group = values['socket-group'];
+  const path = values['socket-path'] ?? socket;
+  if (socket !== undefined && values['socket-path'] !== undefined)
+    throw new UsageError('--socket is the old name of --socket-path: give only --socket-path');
+  if (fd !== undefined) {
+    if (path !== undefined) throw new UsageError('--fd and --socket-path exclude each other: give one of them');
+    if (group !== undefined) throw new UsageError('--socket-group is for --socket-path: the socket of --fd has its owner already');
+    return { kind: 'fd', fd };
+  }
+  if (path === undefined) throw new UsageError('no socket to listen on: give --socket-path=PATH or --fd=FD');
+  if (group === '') throw new UsageError('--socket-group is empty: name a group');
+  requireSocketPath(path, '--socket-path');
+  return { kind: 'path', path, group };
+}
+
+function tag(tag: string | undefined): string | undefined {
+  if (tag === undefined) return undefined;
+  const bytes = Buffer.byteLength(tag);
+  if (bytes === 0 || bytes > TAG_MAX) throw new UsageError(`--tag has ${bytes} bytes: it must have 1 to ${TAG_MAX}`);
+  return tag;
+}
+
+/** `unix:PATH`, `HOST:PORT` or `[V6]:PORT`. */
+function metricsAddress(text: string): MetricsAddress {
+  if (text.startsWith('unix:')) {
+    const path = text.slice('unix:'.length);
+    requireSocketPath(path, '--metrics');
+    return { path };
+  }
+  const [, v6, name, digits = ''] = /^(?:\[([0-9a-fA-F:.]+)\]|([^:[\]]+)):(\d{1,5})$/.exec(text) ?? [];
+  const host = v6 ?? name;
+  if (host === undefined || Number(digits) > 65535) throw new UsageError(`--metrics=${text} is no address: give unix:PATH or HOST:PORT`);
+  return { host, port: Number(digits) };
+}
+
+function requireSocketPath(path: string, option: string): void {
+  if (path === '') throw new UsageError(`${option} is empty: name a socket`);
+  const bytes = Buffer.byteLength(path);
+  if (bytes > SOCKET_PATH_MAX) throw new UsageError(`${option} has ${bytes} bytes: the path of a socket has at most ${SOCKET_PATH_MAX}`);
+  requireDirectory(dirname(path), option);
+}
+
+function requireDirectory(path: string, option: string): void {
+  const wrong = directoryProblem(path);
+  if (wrong !== undefined) throw new UsageError(`${option}: ${path} ${wrong}`);
+}
+
+function directoryProblem(path: string): string | undefined {
+  try {
+    return statSync(path).isDirectory() ? undefined : 'is not a directory: name one';
+  } catch (error) {
+    const code = (error as NodeJS.ErrnoException).code ?? String(error);
+    return code === 'ENOENT' ? 'does not exist: name an existing directory' : `cannot be reached (${code}): name an existing directory`;
+  }
+}

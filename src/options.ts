@@ -1,0 +1,415 @@
+/**
+ * The one table of command line options. Parsing, defaults, `--help` (and what else describes the options: the man page, shell
+ * completions) all follow from it; `cli.ts` parses by it and `config.ts` turns the values into the daemon's configuration.
+ *
+ * Names, values and meanings are those of virtiofsd 1.14; `origin: 'ours'` marks what it does not have, `note` where we differ.
+ */
+
+/** Name and version that `--version` prints; package.json says the same (a unit test compares). */
+export const PROGRAM = 'virtiofsd-ts';
+export const VERSION = '0.1.0';
+
+/** Headings of `--help`, in their order. */
+export const GROUPS = [
+  'Share',
+  'Connection',
+  'Caching',
+  'Attributes and identities',
+  'Isolation',
+  'Migration',
+  'Running',
+  'Deprecated',
+] as const;
+
+export interface OptionSpec {
+  readonly name: string;
+  /** `flag` takes no value; `integer` is a decimal number ≥ 0. */
+  readonly type: 'flag' | 'string' | 'integer';
+  /** Name of the value in `--help`. */
+  readonly value?: string;
+  readonly choices?: readonly string[];
+  /** Deprecated spellings of choices, and what they stand for. */
+  readonly oldChoices?: Readonly<Record<string, string>>;
+  /** Upper and lower case do not matter in the value. */
+  readonly anyCase?: true;
+  /** The value that `--name` alone stands for; others must then be attached with '='. */
+  readonly bare?: string;
+  /** May be given more than once; otherwise the last one counts. */
+  readonly repeat?: true;
+  readonly default?: string | number;
+  /** The default in words, where it is no constant. */
+  readonly defaultText?: string;
+  /** Smallest and largest integer. */
+  readonly range?: readonly [number, number];
+  /** The flag that this one undoes: of the two the last one counts. */
+  readonly undoes?: string;
+  readonly group: (typeof GROUPS)[number];
+  /** One sentence without the full stop. */
+  readonly summary: string;
+  readonly details?: string;
+  /** Still accepted, with a warning: what to do instead. */
+  readonly deprecated?: string;
+  /** The only values accepted so far ([] for none); others are refused: "OPTION=VALUE" and then `refusal`. */
+  readonly available?: readonly string[];
+  readonly refusal?: string;
+  readonly origin?: 'ours';
+  /** Difference to virtiofsd. */
+  readonly note?: string;
+}
+
+const MAPPINGS =
+  "guest:GUEST:HOST:COUNT maps guest ids to host ids, host:HOST:GUEST:COUNT host ids to guest ids, map:GUEST:HOST:COUNT both ways; squash-guest and squash-host map a range to one id; forbid-guest:GUEST:COUNT makes the guest's use of such an id an error. May be given more than once";
+
+const NO_MIGRATION = 'is not available yet, as live migration is not: leave it out';
+const NO_SANDBOX = 'is not available yet: use --sandbox=none';
+
+export const OPTIONS = [
+  // --- Share ---
+  {
+    name: 'shared-dir',
+    type: 'string',
+    value: 'DIR',
+    group: 'Share',
+    summary: 'The directory that the guest gets',
+    note: 'a single file as the share is refused',
+  },
+  {
+    name: 'tag',
+    type: 'string',
+    value: 'TAG',
+    group: 'Share',
+    summary: 'The tag that the device announces, 1 to 36 bytes',
+    details:
+      'Offers VHOST_USER_PROTOCOL_F_CONFIG, which QEMU does not use for vhost-user-fs (its own tag property counts); QEMU 7.1 to 8.0 crashes over it',
+  },
+  {
+    name: 'num-request-queues',
+    type: 'integer',
+    value: 'N',
+    default: 1,
+    range: [1, 1023],
+    group: 'Share',
+    origin: 'ours',
+    summary: 'Request queues that the device configuration announces (with --tag)',
+    details: 'Without --tag the number is what the front end sets up (QEMU: num-request-queues)',
+  },
+  { name: 'readonly', type: 'flag', group: 'Share', summary: 'The guest can change nothing' },
+  {
+    name: 'announce-submounts',
+    type: 'flag',
+    undoes: 'no-announce-submounts',
+    group: 'Share',
+    summary: 'Tell the guest which directories are mount points [default]',
+  },
+  {
+    name: 'no-announce-submounts',
+    type: 'flag',
+    undoes: 'announce-submounts',
+    group: 'Share',
+    summary: 'Do not tell the guest which directories are mount points',
+  },
+  {
+    name: 'inode-file-handles',
+    type: 'string',
+    value: 'MODE',
+    choices: ['never', 'prefer', 'mandatory'],
+    oldChoices: { fallback: 'prefer' },
+    default: 'prefer',
+    group: 'Share',
+    summary: 'Refer to inodes by file handles instead of open O_PATH descriptors',
+    details: 'prefer falls back to a descriptor where the host file system has no file handles; mandatory refuses such a file system',
+  },
+  {
+    name: 'preserve-noatime',
+    type: 'flag',
+    group: 'Share',
+    summary: 'Pass O_NOATIME on instead of dropping it (it fails for files that the daemon does not own)',
+  },
+
+  // --- Connection ---
+  { name: 'socket-path', type: 'string', value: 'PATH', group: 'Connection', summary: 'The vhost-user socket to make and listen on' },
+  { name: 'socket-group', type: 'string', value: 'GROUP', group: 'Connection', summary: 'The group that may connect to the socket' },
+  {
+    name: 'fd',
+    type: 'integer',
+    value: 'FD',
+    range: [0, 0x7fffffff],
+    group: 'Connection',
+    summary: 'An inherited listening socket, instead of --socket-path',
+  },
+
+  // --- Caching ---
+  {
+    name: 'cache',
+    type: 'string',
+    value: 'POLICY',
+    choices: ['auto', 'always', 'never', 'metadata'],
+    anyCase: true,
+    default: 'auto',
+    group: 'Caching',
+    summary: 'What the guest may cache, and for how long',
+    details:
+      'auto: names and attributes for one second, data while the file is unchanged; always: everything for a day; metadata: names and attributes for a day, no data; never: nothing',
+  },
+  {
+    name: 'allow-mmap',
+    type: 'flag',
+    group: 'Caching',
+    summary: 'Let files be mapped shared in the guest with --cache=metadata or never',
+    details: 'Only safe when nobody else changes the share',
+  },
+  { name: 'writeback', type: 'flag', group: 'Caching', summary: 'Let the guest write back cached data later' },
+  { name: 'no-readdirplus', type: 'flag', group: 'Caching', summary: 'List directories without the attributes of their entries' },
+  { name: 'allow-direct-io', type: 'flag', group: 'Caching', summary: 'Pass O_DIRECT of the guest on to the host file system' },
+
+  // --- Attributes and identities ---
+  { name: 'xattr', type: 'flag', group: 'Attributes and identities', summary: 'Extended attributes' },
+  {
+    name: 'xattrmap',
+    type: 'string',
+    value: 'RULES',
+    group: 'Attributes and identities',
+    summary: 'Rename or hide extended attributes between guest and host, for example :map::user.virtiofs.: (implies --xattr)',
+  },
+  {
+    name: 'posix-acl',
+    type: 'string',
+    value: 'WHEN',
+    choices: ['never', 'auto', 'always'],
+    bare: 'always',
+    default: 'never',
+    group: 'Attributes and identities',
+    summary: 'POSIX access control lists (implies --xattr)',
+    details: 'auto: when the guest can; always: a guest that cannot is refused',
+  },
+  {
+    name: 'security-label',
+    type: 'string',
+    value: 'WHEN',
+    choices: ['never', 'auto', 'always'],
+    bare: 'always',
+    default: 'never',
+    group: 'Attributes and identities',
+    summary: 'Store the security label that the guest sends with a new file (implies --xattr)',
+    details: 'auto: when the guest can; always: a guest that cannot is refused',
+  },
+  {
+    name: 'killpriv-v2',
+    type: 'flag',
+    undoes: 'no-killpriv-v2',
+    group: 'Attributes and identities',
+    summary: 'Clear set-user-id bits here instead of by a request of the guest before each write',
+  },
+  {
+    name: 'no-killpriv-v2',
+    type: 'flag',
+    undoes: 'killpriv-v2',
+    group: 'Attributes and identities',
+    summary: 'Leave clearing set-user-id bits to the guest [default]',
+  },
+  {
+    name: 'translate-uid',
+    type: 'string',
+    value: 'MAP',
+    repeat: true,
+    group: 'Attributes and identities',
+    summary: 'Translate user ids between guest and host',
+    details: MAPPINGS,
+  },
+  {
+    name: 'translate-gid',
+    type: 'string',
+    value: 'MAP',
+    repeat: true,
+    group: 'Attributes and identities',
+    summary: 'Translate group ids between guest and host, in the same way',
+  },
+
+  // --- Isolation ---
+  {
+    name: 'sandbox',
+    type: 'string',
+    value: 'MODE',
+    choices: ['namespace', 'chroot', 'none'],
+    anyCase: true,
+    default: 'none',
+    available: ['none'],
+    refusal: NO_SANDBOX,
+    group: 'Isolation',
+    summary: 'How the daemon locks itself in',
+    note: 'only none so far, which is therefore the default (virtiofsd: namespace)',
+  },
+  {
+    name: 'seccomp',
+    type: 'string',
+    value: 'ACTION',
+    choices: ['none', 'kill', 'log', 'trap'],
+    default: 'none',
+    available: ['none'],
+    refusal: 'is not available yet: use --seccomp=none',
+    group: 'Isolation',
+    summary: 'What happens on a system call that is not allowed',
+    note: 'only none so far, which is therefore the default (virtiofsd: kill)',
+  },
+  {
+    name: 'modcaps',
+    type: 'string',
+    value: 'CAPS',
+    available: [],
+    refusal: 'is not available yet: leave it out',
+    group: 'Isolation',
+    summary: 'Capabilities to keep (+) or to drop (-), for example +sys_admin:-chown',
+    note: 'refused so far',
+  },
+  {
+    name: 'uid-map',
+    type: 'string',
+    value: 'MAP',
+    repeat: true,
+    available: [],
+    refusal: 'is not available yet: leave it out, or use --translate-uid, which needs no user namespace',
+    group: 'Isolation',
+    summary: 'Map user ids into the user namespace, given as :INSIDE:OUTSIDE:COUNT:',
+    note: 'refused so far',
+  },
+  {
+    name: 'gid-map',
+    type: 'string',
+    value: 'MAP',
+    repeat: true,
+    available: [],
+    refusal: 'is not available yet: leave it out, or use --translate-gid, which needs no user namespace',
+    group: 'Isolation',
+    summary: 'Map group ids into the user namespace, given as :INSIDE:OUTSIDE:COUNT:',
+    note: 'refused so far',
+  },
+
+  // --- Migration ---
+  {
+    name: 'migration-mode',
+    type: 'string',
+    value: 'MODE',
+    choices: ['find-paths', 'file-handles'],
+    available: [],
+    refusal: NO_MIGRATION,
+    group: 'Migration',
+    summary: 'How inodes are described to the destination',
+    note: 'refused so far',
+  },
+  {
+    name: 'migration-on-error',
+    type: 'string',
+    value: 'ACTION',
+    choices: ['abort', 'guest-error'],
+    available: [],
+    refusal: NO_MIGRATION,
+    group: 'Migration',
+    summary: 'What happens when an inode cannot be migrated',
+    note: 'refused so far',
+  },
+  {
+    name: 'migration-verify-handles',
+    type: 'flag',
+    available: [],
+    refusal: NO_MIGRATION,
+    group: 'Migration',
+    summary: 'Compare file handles at the destination',
+    note: 'refused so far',
+  },
+  {
+    name: 'migration-confirm-paths',
+    type: 'flag',
+    available: [],
+    refusal: NO_MIGRATION,
+    group: 'Migration',
+    summary: 'Check paths again before switching over',
+    note: 'refused so far',
+  },
+
+  // --- Running ---
+  {
+    name: 'thread-pool-size',
+    type: 'integer',
+    value: 'N',
+    range: [0, 1024],
+    defaultText: 'chosen by the daemon',
+    group: 'Running',
+    summary: 'Most threads for requests that would block the others (cold reads, fsync, large copies)',
+    details: '0: no such threads, every request is served in turn',
+    note: 'the default is not 0',
+  },
+  {
+    name: 'rlimit-nofile',
+    type: 'integer',
+    value: 'N',
+    range: [0, Number.MAX_SAFE_INTEGER],
+    defaultText: "the smaller of 1000000 and '/proc/sys/fs/nr_open'",
+    group: 'Running',
+    summary: 'Most open files; 0 leaves the limit as it is',
+  },
+  {
+    name: 'log-level',
+    type: 'string',
+    value: 'LEVEL',
+    choices: ['error', 'warn', 'info', 'debug', 'trace', 'off'],
+    anyCase: true,
+    default: 'info',
+    group: 'Running',
+    summary: 'What is logged',
+    details: 'SIGUSR1 goes to the next level at run time: the given one, debug, trace, and around',
+  },
+  { name: 'syslog', type: 'flag', group: 'Running', summary: 'Log to the system log instead of standard error' },
+  {
+    name: 'metrics',
+    type: 'string',
+    value: 'unix:PATH|HOST:PORT',
+    group: 'Running',
+    origin: 'ours',
+    summary: 'Serve Prometheus metrics over HTTP at this address, path /metrics',
+  },
+  {
+    name: 'print-capabilities',
+    type: 'flag',
+    group: 'Running',
+    summary: 'Print what this program can do as JSON (vhost-user.json) and exit',
+  },
+
+  // --- Deprecated ---
+  { name: 'socket', type: 'string', value: 'PATH', group: 'Deprecated', summary: 'The vhost-user socket', deprecated: 'use --socket-path' },
+  {
+    name: 'o',
+    type: 'string',
+    value: 'OPTIONS',
+    repeat: true,
+    group: 'Deprecated',
+    summary: 'Options in the old form: source=DIR,cache=none,xattr,… (a comma in a value is doubled)',
+    deprecated: 'use the separate options (--cache=auto for -o cache=auto)',
+    note: "values may contain '=' and doubled commas",
+  },
+  { name: 'd', type: 'flag', group: 'Deprecated', summary: 'Log debug messages', deprecated: 'use --log-level=debug' },
+  {
+    name: 'f',
+    type: 'flag',
+    group: 'Deprecated',
+    summary: 'Stay in the foreground, which is always so',
+    deprecated: 'leave it out, it has no effect',
+  },
+] as const satisfies readonly OptionSpec[];
+
+type Table = (typeof OPTIONS)[number];
+
+type Value<S extends OptionSpec> = S extends { type: 'flag' }
+  ? boolean
+  : S extends { repeat: true }
+    ? readonly string[]
+    :
+        | (S extends { choices: readonly (infer C)[] } ? C : S extends { type: 'integer' } ? number : string)
+        | (S extends { default: string | number } ? never : undefined);
+
+/** The parsed value of each option, defaults filled in. */
+export type Values = { -readonly [S in Table as S['name']]: Value<S> };
+
+/** Wrong use of the command line: one line that says what is wrong and what to do. The process ends with status 2. */
+export class UsageError extends Error {
+  override name = 'UsageError';
+}
