@@ -94,6 +94,10 @@ int64_t getDents(Env &e, int32_t fd, uint32_t out, uint32_t size) { return sys(s
 
 int64_t seek(Env &, int32_t fd, int64_t offset, int32_t whence) { return sys(lseek(fd, offset, whence)); }
 
+int64_t seekDirectory(Env &, int32_t fd, uint32_t low, uint32_t high) {
+  return lseek(fd, static_cast<off_t>(static_cast<uint64_t>(high) << 32 | low), SEEK_SET) < 0 ? -errno : 0;
+}
+
 int64_t syncFile(Env &, int32_t fd, int32_t dataOnly) { return sys(dataOnly ? fdatasync(fd) : fsync(fd)); }
 
 int64_t syncFs(Env &, int32_t fd) { return sys(syncfs(fd)); }
@@ -226,6 +230,7 @@ void initFsops(napi_env env, napi_value exports, Env *data) {
   add<&statFs>(env, exports, data, "fstatfs");
   add<&getDents>(env, exports, data, "getdents64");
   add<&seek>(env, exports, data, "lseek");
+  add<&seekDirectory>(env, exports, data, "seekDirectory");
   add<&syncFile>(env, exports, data, "fsync");
   add<&syncFs>(env, exports, data, "syncfs");
   add<&accessProc>(env, exports, data, "accessProc");

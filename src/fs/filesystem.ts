@@ -66,14 +66,15 @@ export interface SetAttr {
 /** Takes directory entries one by one; knows the space left in the guest's buffer. */
 export interface DirectorySink {
   /**
-   * One entry of READDIR: name bytes at arena `name`, `ino` in two halves, `type` DT_*, `offset` the position after it.
+   * One entry of READDIR: name bytes at arena `name`, `ino` in two halves, `type` DT_*, the position after it in two halves
+   * (a hash of 63 bits on ext4: no number holds it).
    * @returns false when it does not fit any more (it was not taken).
    */
-  add(name: number, nameLength: number, inoLow: number, inoHigh: number, type: number, offset: number): boolean;
+  add(name: number, nameLength: number, inoLow: number, inoHigh: number, type: number, offsetLow: number, offsetHigh: number): boolean;
   /** Whether an entry with a name of this length still fits: asked before the look-up that READDIRPLUS costs. */
   fits(nameLength: number): boolean;
   /** One entry of READDIRPLUS: as add, with `entry` and `attr` filled by the file system; nodeid 0: attributes not known. */
-  addPlus(name: number, nameLength: number, inoLow: number, inoHigh: number, type: number, offset: number, known: boolean): boolean;
+  addPlus(name: number, nameLength: number, inoLow: number, inoHigh: number, type: number, offsetLow: number, offsetHigh: number, known: boolean): boolean;
 }
 
 /** What FUSE_INIT agreed on that the file system must know. */
@@ -130,14 +131,17 @@ export interface FileSystem {
   tmpfile(parent: number, flags: number, mode: number, umask: number): number;
   /** READ into `count` iovecs after their first `skip` bytes (the reply header's place). Returns the bytes read, or PENDING. */
   read(nodeid: number, fh: number, offset: number, size: number, iov: number, count: number, skip: number): number;
-  /** WRITE from `count` iovecs after their first `skip` bytes; `writeFlags`: FUSE_WRITE_*. Returns the bytes written, or PENDING. */
+  /**
+   * WRITE from `count` iovecs after their first `skip` bytes; `writeFlags`: FUSE_WRITE_*, and O_APPEND (0x400) when
+   * fuse_write_in.flags has it. Returns the bytes written, or PENDING.
+   */
   write(nodeid: number, fh: number, offset: number, size: number, writeFlags: number, iov: number, count: number, skip: number): number;
   flush(nodeid: number, fh: number): number;
   release(nodeid: number, fh: number): number;
   fsync(nodeid: number, fh: number, dataOnly: boolean): number;
   opendir(nodeid: number, flags: number): number;
-  /** READDIR (`plus` false) or READDIRPLUS from position `offset`; `size` is the room in bytes. Every entry goes to `sink`. */
-  readdir(nodeid: number, fh: number, offset: number, size: number, sink: DirectorySink, plus: boolean): number;
+  /** READDIR (`plus` false) or READDIRPLUS from a position (0, or one that an entry came with); `size` is the room in bytes. Every entry goes to `sink`. */
+  readdir(nodeid: number, fh: number, offsetLow: number, offsetHigh: number, size: number, sink: DirectorySink, plus: boolean): number;
   releasedir(nodeid: number, fh: number): number;
   fsyncdir(nodeid: number, fh: number, dataOnly: boolean): number;
   statfs(nodeid: number): number;

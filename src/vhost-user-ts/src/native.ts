@@ -148,6 +148,8 @@ export interface Native {
   getdents64(fd: number, out: number, size: number): number;
   /** lseek(2). */
   lseek(fd: number, offset: number, whence: number): number;
+  /** lseek(2) of a directory to the position that getdents64 gave in two halves (63 bits on ext4). Returns 0 or -errno. */
+  seekDirectory(fd: number, low: number, high: number): number;
   /** fsync(2), or fdatasync(2) with `dataOnly` 1. */
   fsync(fd: number, dataOnly: number): number;
   /** syncfs(2). */
