@@ -1,0 +1,174 @@
+/**
+ * FUSE_INIT: what the guest can do, what the options want, what the session then does (`process_init_reply()` in fs/fuse/inode.c
+ * reads our answer). Nothing here touches a request or a file system.
+ */
+import type { SessionOptions } from '../fs/filesystem.js';
+import { Errno, FUSE_KERNEL_MINOR_VERSION, FUSE_KERNEL_VERSION, FUSE_MINIMUM_MINOR_VERSION, InitFlag, InitFlag2 } from './abi.js';
+
+/** `never`: not offered. `auto`: used when the guest can. `always`: a guest that cannot is refused with EPROTO. */
+export type Negotiation = 'never' | 'auto' | 'always';
+
+/** How the server behaves; each field names the command line option that sets it. */
+export interface ServerOptions {
+  /** Seconds that the guest may keep a name (fractions allowed, `--cache`). */
+  entryTimeout: number;
+  /** Seconds that the guest may keep attributes (`--cache`). */
+  attrTimeout: number;
+  /** Seconds that the guest may remember that a name does not exist; 0: not at all. */
+  negativeTimeout: number;
+  /** FUSE_DO_READDIRPLUS and FUSE_READDIRPLUS_AUTO (`--no-readdirplus` clears it). */
+  readdirplus: boolean;
+  /** FUSE_WRITEBACK_CACHE (`--writeback`). */
+  writeback: boolean;
+  /** FUSE_HANDLE_KILLPRIV_V2 (`--killpriv-v2`). */
+  killprivV2: boolean;
+  /** FUSE_POSIX_ACL, with DONT_MASK and SETXATTR_EXT, which it does not work without (`--posix-acl`). */
+  posixAcl: Negotiation;
+  /** FUSE_SECURITY_CTX (`--security-label`). */
+  securityLabel: Negotiation;
+  /** FUSE_SUBMOUNTS (`--announce-submounts`). */
+  announceSubmounts: boolean;
+  /** FUSE_DIRECT_IO_ALLOW_MMAP (`--allow-mmap`): shared mappings of files opened for direct I/O. */
+  allowMmap: boolean;
+  /** FUSE_EXPORT_SUPPORT: the guest may look up "." and ".." by nodeid, which nfsd and open_by_handle_at(2) need. */
+  exportSupport: boolean;
+}
+
+/** What virtiofsd does when no option is given (`--cache=auto`). */
+export const DEFAULT_SERVER_OPTIONS: Readonly<ServerOptions> = {
+  entryTimeout: 1,
+  attrTimeout: 1,
+  negativeTimeout: 0,
+  readdirplus: true,
+  writeback: false,
+  killprivV2: false,
+  posixAcl: 'never',
+  securityLabel: 'never',
+  announceSubmounts: true,
+  allowMmap: false,
+  exportSupport: false,
+};
+
+/** Largest WRITE and, in pages of 4 KiB, the largest READ: virtiofsd's numbers. */
+export const MAX_WRITE = 1 << 20;
+export const MAX_PAGES = 256;
+/** Largest WRITE of a guest without FUSE_MAX_PAGES (FUSE_DEFAULT_MAX_PAGES_PER_REQ, 32 pages). */
+const MAX_WRITE_WITHOUT_MAX_PAGES = 32 << 12;
+/** The driver's queue is the real limit; these two let it be used in full. */
+export const MAX_BACKGROUND = 0xffff;
+export const CONGESTION_THRESHOLD = 0xbffd;
+
+const ALWAYS =
+  InitFlag.ASYNC_READ |
+  InitFlag.ATOMIC_O_TRUNC |
+  InitFlag.BIG_WRITES |
+  InitFlag.AUTO_INVAL_DATA |
+  InitFlag.ASYNC_DIO |
+  InitFlag.PARALLEL_DIROPS |
+  InitFlag.MAX_PAGES |
+  InitFlag.INIT_EXT;
+const ALWAYS_2 = InitFlag2.CREATE_SUPP_GROUP | InitFlag2.ALLOW_IDMAP;
+const ACL = InitFlag.POSIX_ACL | InitFlag.DONT_MASK | InitFlag.SETXATTR_EXT;
+
+/** A session's agreement, fixed from one FUSE_INIT to the next. */
+export interface Session extends SessionOptions {
+  /** The smaller of the two minor versions. */
+  readonly minor: number;
+  /** INIT flags agreed on: bits 0 to 31 and 32 to 63 (both as signed 32-bit numbers). */
+  readonly flags: number;
+  readonly flags2: number;
+  readonly maxWrite: number;
+  readonly maxReadahead: number;
+  /** SETXATTR requests have 16 bytes before the name, not 8. */
+  readonly setxattrExt: boolean;
+  /** FUSE_CREATE_SUPP_GROUP: create-type requests may carry a group. */
+  readonly createSuppGroup: boolean;
+  /** FUSE_HAS_FSNOTIFY. */
+  readonly fsnotify: boolean;
+}
+
+/** What the guest's fuse_init_in says, with flags2 0 unless it has FUSE_INIT_EXT. */
+export interface InitRequest {
+  minor: number;
+  maxReadahead: number;
+  flags: number;
+  flags2: number;
+}
+
+/**
+ * Decides a session. The guest's major version is FUSE_KERNEL_VERSION.
+ * @param fsnotify whether a handler for FUSE_FSNOTIFY exists
+ * @param warn gets one line for each option that this guest cannot follow
+ * @returns the session, or -EPROTO: too old, or without what an option marked `always` needs.
+ */
+export function negotiate(request: InitRequest, options: Readonly<ServerOptions>, fsnotify: boolean, warn: (line: string) => void): Session | number {
+  if (request.minor < FUSE_MINIMUM_MINOR_VERSION) {
+    warn(`the guest speaks FUSE ${FUSE_KERNEL_VERSION}.${request.minor}; ${FUSE_KERNEL_VERSION}.${FUSE_MINIMUM_MINOR_VERSION} (Linux 5.4) is the oldest supported`);
+    return -Errno.EPROTO;
+  }
+  let flags = ALWAYS;
+  let flags2 = ALWAYS_2;
+  if (options.readdirplus) flags |= InitFlag.DO_READDIRPLUS | InitFlag.READDIRPLUS_AUTO;
+  if (options.exportSupport) flags |= InitFlag.EXPORT_SUPPORT;
+  if (options.writeback) flags |= wanted(request.flags, InitFlag.WRITEBACK_CACHE, '--writeback', warn);
+  if (options.announceSubmounts) flags |= wanted(request.flags, InitFlag.SUBMOUNTS, '--announce-submounts', warn);
+  if (options.killprivV2) flags |= wanted(request.flags, InitFlag.HANDLE_KILLPRIV_V2, '--killpriv-v2', warn);
+  if (options.allowMmap) flags2 |= wanted(request.flags2, InitFlag2.DIRECT_IO_ALLOW_MMAP, '--allow-mmap', warn);
+  if (options.posixAcl !== 'never') {
+    if ((request.flags & ACL) === ACL) flags |= ACL;
+    else if (options.posixAcl === 'always') return refused('--posix-acl=always', warn);
+  }
+  if (options.securityLabel !== 'never') {
+    if ((request.flags2 & InitFlag2.SECURITY_CTX) !== 0) flags2 |= InitFlag2.SECURITY_CTX;
+    else if (options.securityLabel === 'always') return refused('--security-label=always', warn);
+  }
+  if (fsnotify) flags2 |= InitFlag2.HAS_FSNOTIFY;
+  flags &= request.flags;
+  flags2 &= request.flags2;
+  return {
+    minor: Math.min(request.minor, FUSE_KERNEL_MINOR_VERSION),
+    flags,
+    flags2,
+    maxWrite: (flags & InitFlag.MAX_PAGES) !== 0 ? MAX_WRITE : MAX_WRITE_WITHOUT_MAX_PAGES,
+    maxReadahead: request.maxReadahead,
+    setxattrExt: (flags & InitFlag.SETXATTR_EXT) !== 0,
+    createSuppGroup: (flags2 & InitFlag2.CREATE_SUPP_GROUP) !== 0,
+    fsnotify: (flags2 & InitFlag2.HAS_FSNOTIFY) !== 0,
+    dontMask: (flags & InitFlag.DONT_MASK) !== 0,
+    posixAcl: (flags & InitFlag.POSIX_ACL) !== 0,
+    killPrivV2: (flags & InitFlag.HANDLE_KILLPRIV_V2) !== 0,
+    writebackCache: (flags & InitFlag.WRITEBACK_CACHE) !== 0,
+    submounts: (flags & InitFlag.SUBMOUNTS) !== 0,
+    atomicOTrunc: (flags & InitFlag.ATOMIC_O_TRUNC) !== 0,
+    securityContext: (flags2 & InitFlag2.SECURITY_CTX) !== 0,
+  };
+}
+
+/** The state before FUSE_INIT and after DESTROY: nothing agreed (`minor` 0). */
+export const NO_SESSION: Session = {
+  minor: 0,
+  flags: 0,
+  flags2: 0,
+  maxWrite: 0,
+  maxReadahead: 0,
+  setxattrExt: false,
+  createSuppGroup: false,
+  fsnotify: false,
+  dontMask: false,
+  posixAcl: false,
+  killPrivV2: false,
+  writebackCache: false,
+  submounts: false,
+  atomicOTrunc: false,
+  securityContext: false,
+};
+
+function wanted(capable: number, flag: number, option: string, warn: (line: string) => void): number {
+  if ((capable & flag) === 0) warn(`${option} has no effect: the guest's kernel does not support it`);
+  return flag;
+}
+
+function refused(option: string, warn: (line: string) => void): number {
+  warn(`${option}: the guest's kernel does not support it, its mount is refused`);
+  return -Errno.EPROTO;
+}
