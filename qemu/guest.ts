@@ -128,6 +128,9 @@ export async function bootGuest(options: GuestOptions): Promise<Guest> {
     if (options.hostRoot && options.kind === 'qemu') {
       rootDaemon = await startDaemon({
         shareDir: '/',
+        readOnly: true,
+        // The host's programs do not change under the guest, and running them is slow without it.
+        options: ['-o', 'cache=always'],
         ...(options.hostRootDaemon ? { daemon: options.hostRootDaemon } : {}),
       });
     }
@@ -329,7 +332,12 @@ function setUp(kind: GuestOptions['kind']): Record<string, string> {
   const script = path.join(repository, 'qemu/setup.sh');
   const { status, stdout } = spawnSync(script, [kind], { encoding: 'utf8', stdio: ['ignore', 'pipe', 'inherit'] });
   if (status !== 0) throw new GuestError(`the set-up of the ${kind} guest failed`);
-  return Object.fromEntries(stdout.trim().split('\n').map((line) => line.split('=') as [string, string]));
+  return Object.fromEntries(
+    stdout
+      .trim()
+      .split('\n')
+      .map((line) => line.split('=') as [string, string]),
+  );
 }
 
 function findKernel({ kind, kernel = 'debian' }: GuestOptions, supplies: Record<string, string>): Kernel {
@@ -389,7 +397,7 @@ function startQemu(options: GuestOptions, machine: Machine, onLine: ChildOptions
     ]),
     options.extraQemuArgs ?? [],
   ].flat();
-  return startChild(qemu, args, { stdio: ['ignore', 'pipe', 'pipe', 'pipe', 'pipe'], onLine });
+  return startChild(qemu, args, { stdio: ['ignore', 'pipe', 'pipe', 'pipe', 'pipe'], folder: machine.folder, onLine });
 }
 
 /** File descriptor 3 is the agent's channel, the second console. */
@@ -406,7 +414,7 @@ function startUml(options: GuestOptions, machine: Machine, onLine: ChildOptions[
   // The guest's memory is a file; it is not to be on a small /dev/shm, as containers have it.
   const { bavail, bsize } = statfsSync('/dev/shm');
   const env = { ...process.env, TMPDIR: bavail * bsize > memory * 2 ** 20 ? '/dev/shm' : machine.folder };
-  return startChild(machine.kernel.image, args, { stdio: ['ignore', 'pipe', 'pipe', 'pipe'], env, onLine });
+  return startChild(machine.kernel.image, args, { stdio: ['ignore', 'pipe', 'pipe', 'pipe'], folder: machine.folder, env, onLine });
 }
 
 /** KVM only where the processor has it, we may use it, and a machine can be made with it; else QEMU's own translator. */
@@ -417,7 +425,21 @@ function bestAccelerator(qemu: string): 'kvm' | 'tcg' {
   } catch {
     return 'tcg';
   }
-  const probe = ['-accel', 'kvm', '-machine', 'q35', '-cpu', 'max', '-nodefaults', '-no-user-config', '-display', 'none', '-S', '-qmp', 'stdio'];
+  const probe = [
+    '-accel',
+    'kvm',
+    '-machine',
+    'q35',
+    '-cpu',
+    'max',
+    '-nodefaults',
+    '-no-user-config',
+    '-display',
+    'none',
+    '-S',
+    '-qmp',
+    'stdio',
+  ];
   const input = '{"execute":"qmp_capabilities"}{"execute":"quit"}';
   return spawnSync(qemu, probe, { input, timeout: 5000, stdio: ['pipe', 'ignore', 'ignore'] }).status === 0 ? 'kvm' : 'tcg';
 }

@@ -6,9 +6,20 @@ import { mkdirSync, statSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { parseArgs } from 'node:util';
-import { bootGuest, cacheFolder, type Command, type Daemon, type Guest, GuestError, startDaemon } from './guest.js';
+import {
+  bootGuest,
+  type Command,
+  cacheFolder,
+  type Daemon,
+  type DaemonOptions,
+  type Guest,
+  GuestError,
+  type GuestOptions,
+  startDaemon,
+} from './guest.js';
 
 const FAILED = 125;
+const TAG = 'myfs';
 
 const usage = `usage: run.js [options] [--] [command...]
 Runs a command in a guest (joined with spaces, by the guest's shell), or a shell without one.
@@ -24,67 +35,97 @@ Each option can also be given as the variable in brackets.
   --timeout S     give up on the command after S seconds; by default never [TIMEOUT]
   --verbose       show the guest's console and the daemon's log on stderr [VERBOSE=1]`;
 
+/** Option and the environment variable that stands for it. */
+const variables = {
+  share: 'SHARE',
+  guest: 'GUEST',
+  kernel: 'KERNEL',
+  modules: 'MODULES',
+  options: 'OPTS',
+  daemon: 'DAEMON',
+  memory: 'MEM',
+  cpus: 'CPUS',
+  accel: 'ACCEL',
+  timeout: 'TIMEOUT',
+  hostroot: 'HOSTROOT',
+  verbose: 'VERBOSE',
+} as const;
+const switches = ['hostroot', 'verbose', 'help'];
+
 interface Settings {
-  share: string;
-  kind: 'qemu' | 'uml';
+  /** The command, or undefined for a shell. */
   command: string | undefined;
   timeoutMs: number;
-  hostRoot: boolean;
   verbose: boolean;
-  options: string[];
-  text: (name: string) => string | undefined;
-  number: (name: string) => number | undefined;
+  daemon: Omit<DaemonOptions, 'onLog'>;
+  guest: Omit<GuestOptions, 'shares' | 'onConsole'>;
 }
 
 class UsageError extends GuestError {}
 
 /** Options first, then the environment; an empty variable is no variable. */
 function readSettings(): Settings {
-  const variables: Record<string, string> = {
-    share: 'SHARE', guest: 'GUEST', kernel: 'KERNEL', modules: 'MODULES', options: 'OPTS', daemon: 'DAEMON',
-    memory: 'MEM', cpus: 'CPUS', accel: 'ACCEL', timeout: 'TIMEOUT', hostroot: 'HOSTROOT', verbose: 'VERBOSE',
-  };
-  let values: Record<string, string | boolean | undefined>;
-  let positionals: string[];
-  try {
-    const switches = ['hostroot', 'verbose', 'help'];
-    const names = [...Object.keys(variables), 'help'];
-    ({ values, positionals } = parseArgs({
-      allowPositionals: true,
-      options: Object.fromEntries(
-        names.map((name) => [name, { type: switches.includes(name) ? ('boolean' as const) : ('string' as const) }]),
-      ),
-    }) as { values: typeof values; positionals: string[] });
-  } catch (error) {
-    throw new UsageError((error as Error).message.split('\n')[0]);
-  }
+  const { values, positionals } = parseCommandLine();
   if (values['help']) {
     console.log(usage);
     process.exit(0);
   }
-  const text = (name: string): string | undefined => {
-    const value = values[name] ?? process.env[variables[name] as string];
-    return value === '' || value === undefined || value === false ? undefined : String(value);
+  const text = (name: keyof typeof variables): string | undefined => {
+    const value = values[name] ?? process.env[variables[name]];
+    return value ? String(value) : undefined;
   };
-  const number = (name: string): number | undefined => {
+  const number = (name: keyof typeof variables): number | undefined => {
     const value = text(name);
-    if (value !== undefined && !/^\d+$/.test(value)) throw new UsageError(`${name} must be a number, not ${value}`);
+    if (value !== undefined && !/^[1-9]\d*$/.test(value)) throw new UsageError(`${name} must be a number above 0, not ${value}`);
     return value === undefined ? undefined : Number(value);
   };
-  const flag = (name: string): boolean => !['0', 'no', undefined].includes(text(name));
+  const flag = (name: keyof typeof variables): boolean => !['0', 'no', undefined].includes(text(name));
+
   const kind = text('guest') ?? 'qemu';
   if (kind !== 'qemu' && kind !== 'uml') throw new UsageError(`there is no guest ${kind}: choose qemu or uml`);
+  const program = text('daemon');
   return {
-    share: path.resolve(text('share') ?? ownShare()),
-    kind,
     command: positionals.length ? positionals.join(' ') : process.env['CMD'] || undefined,
     timeoutMs: (number('timeout') ?? 0) * 1000,
-    hostRoot: flag('hostroot'),
     verbose: flag('verbose'),
-    options: splitWords(text('options') ?? ''),
-    text,
-    number,
+    daemon: {
+      shareDir: path.resolve(text('share') ?? ownShare()),
+      options: splitWords(text('options') ?? ''),
+      ...(program ? { daemon: program } : {}),
+      ...(kind === 'uml' ? { tag: TAG } : {}),
+    },
+    guest: defined({
+      kind,
+      hostRoot: flag('hostroot'),
+      hostRootDaemon: program,
+      kernel: text('kernel'),
+      modules: splitWords(text('modules') ?? ''),
+      memoryMiB: number('memory'),
+      cpus: number('cpus'),
+      accel: text('accel'),
+    }),
   };
+}
+
+function parseCommandLine(): { values: Record<string, string | boolean | undefined>; positionals: string[] } {
+  const option = (name: string): [string, { type: 'string' | 'boolean' }] => [
+    name,
+    { type: switches.includes(name) ? 'boolean' : 'string' },
+  ];
+  try {
+    const options = Object.fromEntries([...Object.keys(variables), 'help'].map(option));
+    const { values, positionals } = parseArgs({ allowPositionals: true, options });
+    return { values: values as Record<string, string | boolean | undefined>, positionals };
+  } catch (error) {
+    throw new UsageError((error as Error).message.split('. ')[0]);
+  }
+}
+
+type Defined<T> = { [K in keyof T]: Exclude<T[K], undefined> };
+
+/** Without the properties that are undefined: "not given" and "given as undefined" are different types. */
+function defined<T extends object>(object: T): Defined<T> {
+  return Object.fromEntries(Object.entries(object).filter(([, value]) => value !== undefined)) as Defined<T>;
 }
 
 /** A directory to try things in, for those who name none. */
@@ -114,56 +155,40 @@ async function tidyUp(): Promise<void> {
 
 async function main(): Promise<number> {
   const settings = readSettings();
-  const { kind, text, number, verbose } = settings;
+  const { verbose } = settings;
   const terminal = settings.command === undefined && process.stdin.isTTY && process.stdout.isTTY;
-  const say = (line: string): void => void (terminal || verbose ? process.stderr.write(`${line}\n`) : undefined);
-  const show = verbose ? { onLog: (line: string) => say(`daemon: ${line}`) } : {};
-
-  for (const [signal, status] of [['SIGINT', 130], ['SIGTERM', 143], ['SIGHUP', 129]] as const) {
+  const say = (line: string): void => {
+    if (terminal || verbose) process.stderr.write(`${line}\n`);
+  };
+  for (const [signal, status] of Object.entries({ SIGINT: 130, SIGTERM: 143, SIGHUP: 129 })) {
     process.on(signal, () => void tidyUp().finally(() => process.exit(status)));
   }
 
-  const daemonProgram = text('daemon');
-  daemon = await startDaemon({
-    shareDir: settings.share,
-    options: settings.options,
-    ...(kind === 'uml' ? { tag: 'myfs' } : {}),
-    ...(daemonProgram ? { daemon: daemonProgram } : {}),
-    ...show,
-  });
-  const memoryMiB = number('memory');
-  const cpus = number('cpus');
-  const accel = text('accel');
-  const kernel = text('kernel');
+  const machine = settings.guest.kind === 'qemu' ? 'QEMU' : 'User Mode Linux';
+  say(`starting a ${machine} guest with ${settings.daemon.shareDir}`);
+  daemon = await startDaemon({ ...settings.daemon, ...(verbose ? { onLog: (line) => say(`daemon: ${line}`) } : {}) });
   guest = await bootGuest({
-    kind,
-    shares: [{ socket: daemon }],
-    hostRoot: settings.hostRoot,
-    modules: splitWords(text('modules') ?? ''),
-    ...(daemonProgram ? { hostRootDaemon: daemonProgram } : {}),
-    ...(kernel ? { kernel } : {}),
-    ...(memoryMiB ? { memoryMiB } : {}),
-    ...(cpus ? { cpus } : {}),
-    ...(accel ? { accel } : {}),
-    ...(verbose ? { onConsole: (line: string) => say(`guest: ${line}`) } : {}),
+    ...settings.guest,
+    shares: [{ socket: daemon, tag: TAG }],
+    ...(verbose ? { onConsole: (line) => say(`guest: ${line}`) } : {}),
   });
-  say(`${settings.share} is mounted at /mnt; ^D or exit ends the guest`);
+  say('it is mounted at /mnt; exit or ^D ends the guest');
 
-  const status = terminal ? await shell(guest, settings) : await command(guest, settings);
+  const status = terminal ? await shell(guest) : await command(guest, settings);
   await guest.poweroff();
   await daemon.stop();
   return status;
 }
 
-const SHELL = 'if [ -x /bin/bash ]; then exec bash; else exec sh; fi';
+/** The start-up files of a lent bash are about the host. */
+const SHELL = 'if [ -x /bin/bash ]; then exec bash --norc; else exec sh; fi';
 
 /** A shell on this terminal. */
-async function shell(guest: Guest, { hostRoot }: Settings): Promise<number> {
+async function shell(guest: Guest): Promise<number> {
   const { stdin, stdout } = process;
   const env = { TERM: process.env['TERM'] ?? 'linux', PS1: 'guest:\\w# ' };
   const size = { rows: stdout.rows, columns: stdout.columns };
-  // The host's start-up files are about the host.
-  const running = guest.spawn(hostRoot ? 'exec bash --norc' : SHELL, { cwd: '/mnt', pty: size, env, lines: false });
+  const running = guest.spawn(SHELL, { cwd: '/mnt', pty: size, env, lines: false });
   connectOutput(guest, running);
   stdout.on('resize', () => running.resize(stdout.rows, stdout.columns));
   stdin.setRawMode(true);

@@ -10,6 +10,9 @@
  *
  *   u32 length of the payload, at most FRAME_MAX   u16 command id   u8 type   u8 zero   payload
  *
+ * The host has at most CHANNEL_WINDOW bytes on their way, a little less than a terminal line's input queue holds: when User
+ * Mode Linux has to throttle a line, its input may stop for good.
+ *
  * agent.ts is the other end; keep the two alike.
  */
 #define _GNU_SOURCE
@@ -30,7 +33,7 @@
 #include <termios.h>
 #include <unistd.h>
 
-enum { FRAME_MAX = 32768, COMMANDS_MAX = 256 };
+enum { FRAME_MAX = 32768, COMMANDS_MAX = 256, CREDIT_STEP = 1024 };
 
 enum from_host {
 	EXEC = 1,   /* u32 flags, uid, gid, rows, columns; then NUL-terminated: directory, command, NAME=value... */
@@ -44,6 +47,7 @@ enum from_guest {
 	STDERR = 66,
 	EXIT = 67, /* u32 wait status; all that the command itself has written came before */
 	STDIN_TAKEN = 68,
+	CREDIT = 69, /* u32: so many more bytes of the channel have been read */
 };
 enum exec_flags { PTY = 1 };
 
@@ -84,21 +88,6 @@ static void write_all(const void *data, size_t length)
 	}
 }
 
-/* 0 at the end of the channel. */
-static int read_all(void *data, size_t length)
-{
-	for (char *p = data; length > 0;) {
-		ssize_t n = read(channel, p, length);
-		if (n < 0 && (errno == EINTR || errno == EAGAIN))
-			continue;
-		if (n <= 0)
-			return 0;
-		p += n;
-		length -= n;
-	}
-	return 1;
-}
-
 static void send_frame(int id, enum from_guest type, const void *payload, uint32_t length)
 {
 	unsigned char header[8];
@@ -109,6 +98,27 @@ static void send_frame(int id, enum from_guest type, const void *payload, uint32
 	header[7] = 0;
 	write_all(header, sizeof(header));
 	write_all(payload, length);
+}
+
+/* 0 at the end of the channel. */
+static int read_all(void *data, size_t length)
+{
+	static uint32_t taken;
+	for (char *p = data; length > 0;) {
+		ssize_t n = read(channel, p, length);
+		if (n < 0 && (errno == EINTR || errno == EAGAIN))
+			continue;
+		if (n <= 0)
+			return 0;
+		p += n;
+		length -= n;
+		taken += n;
+		if (taken >= CREDIT_STEP) {
+			send_frame(0, CREDIT, &taken, 4);
+			taken = 0;
+		}
+	}
+	return 1;
 }
 
 static struct command *find(int id)

@@ -7,6 +7,7 @@ import { constants } from 'node:os';
 import type { Duplex } from 'node:stream';
 
 const FRAME_MAX = 32768;
+const CHANNEL_WINDOW = 3072;
 const HEADER = 8;
 const EXEC = 1;
 const STDIN = 2;
@@ -16,6 +17,7 @@ const POWER = 5;
 const STDOUT = 65; // 66 is stderr
 const EXIT = 67;
 const STDIN_TAKEN = 68;
+const CREDIT = 69;
 const FLAG_PTY = 1;
 
 /** Something is wrong with the guest or its daemon, not with a command in it. The message is one line for a person. */
@@ -123,9 +125,7 @@ export class Command extends EventEmitter<CommandEvents> {
   waitForLine(pattern: string | RegExp, { timeoutMs = 10_000 } = {}): Promise<OutputLine> {
     return new Promise((resolve, reject) => {
       const look = (): boolean => {
-        const at = this.lines.findIndex(({ text }) =>
-          typeof pattern === 'string' ? text.includes(pattern) : pattern.test(text),
-        );
+        const at = this.lines.findIndex(({ text }) => (typeof pattern === 'string' ? text.includes(pattern) : pattern.test(text)));
         const line = this.lines[at];
         if (!line) return false;
         this.lines.splice(at, 1);
@@ -155,7 +155,10 @@ export class Command extends EventEmitter<CommandEvents> {
   #feed(): void {
     if (this.#inputWaits || this.#done) return;
     const next = this.#input.shift();
-    if (!next) return this.#release();
+    if (!next) {
+      this.#release();
+      return;
+    }
     this.#send(STDIN, this.#id, next);
     this.#inputWaits = next.length > 0;
   }
@@ -218,6 +221,8 @@ export class Agent {
   readonly #environment: Record<string, string>;
   #nextId = 1;
   #received: Buffer = Buffer.alloc(0);
+  readonly #outgoing: Buffer[] = [];
+  #unread = 0;
   #connected = false;
   #waiting: { resolve: () => void; reject: (error: Error) => void }[] = [];
   #failure: GuestError | undefined;
@@ -303,18 +308,35 @@ export class Agent {
     header.writeUInt32LE(payload.length, 0);
     header.writeUInt16LE(id, 4);
     header.writeUInt8(type, 6);
-    if (!this.#stream.destroyed) this.#stream.write(Buffer.concat([header, payload]));
+    this.#outgoing.push(header, payload);
+    this.#write();
   };
+
+  #write(): void {
+    while (this.#outgoing[0] && this.#unread < CHANNEL_WINDOW && !this.#stream.destroyed) {
+      const next = this.#outgoing[0];
+      const part = next.subarray(0, CHANNEL_WINDOW - this.#unread);
+      if (part.length === next.length) this.#outgoing.shift();
+      else this.#outgoing[0] = next.subarray(part.length);
+      this.#unread += part.length;
+      this.#stream.write(part);
+    }
+  }
 
   #take(data: Buffer): void {
     this.#received = this.#received.length ? Buffer.concat([this.#received, data]) : data;
     const hello = this.#received.indexOf(this.#hello);
-    if (hello < 0) return this.#frames();
+    if (hello < 0) {
+      this.#frames();
+      return;
+    }
     // The guest (re)started; a frame that the old one did not finish lies before this.
     const rest = this.#received.subarray(hello + this.#hello.length);
     this.#received = this.#received.subarray(0, hello);
     this.#frames();
     this.#drop(new GuestError('the guest restarted'));
+    this.#outgoing.length = 0;
+    this.#unread = 0;
     this.#connected = true;
     this.#received = rest;
     for (const { resolve } of this.#waiting.splice(0)) resolve();
@@ -330,6 +352,11 @@ export class Agent {
       const type = this.#received.readUInt8(6);
       const payload = this.#received.subarray(HEADER, HEADER + length);
       this.#received = this.#received.subarray(HEADER + length);
+      if (type === CREDIT) {
+        this.#unread -= payload.readUInt32LE();
+        this.#write();
+        continue;
+      }
       const command = this.#commands.get(id);
       if (type === EXIT) this.#commands.delete(id);
       command?.receive(type, payload);

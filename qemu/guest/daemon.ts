@@ -17,6 +17,8 @@ export interface DaemonOptions {
   socketPath?: string;
   /** Further command-line options. */
   options?: string[];
+  /** Refuses all changes (the C daemon cannot). */
+  readOnly?: boolean;
   /** Has it tell its tag to the front end: User Mode Linux needs that, QEMU has its own and must not get it. */
   tag?: string;
   /** The program; by default $DAEMON, else build/virtiofsd-ts. QEMU's old C daemon (`.../qemu/virtiofsd`) also works. */
@@ -51,6 +53,7 @@ export async function startDaemon(options: DaemonOptions): Promise<Daemon> {
   const socketPath = options.socketPath ?? path.join(folder as string, 'fs.sock');
   const child = startChild(program, [...daemonArguments(program, options, socketPath), ...(options.options ?? [])], {
     stdio: ['ignore', 'pipe', 'pipe'],
+    folder,
     ...(options.env ? { env: options.env } : {}),
     ...(options.onLog ? { onLine: options.onLog } : {}),
   });
@@ -68,11 +71,11 @@ export async function startDaemon(options: DaemonOptions): Promise<Daemon> {
   return { socketPath, pid: child.pid, log: child.log, exited: child.exited, stop };
 }
 
-function daemonArguments(program: string, { shareDir, tag }: DaemonOptions, socketPath: string): string[] {
+function daemonArguments(program: string, { shareDir, tag, readOnly }: DaemonOptions, socketPath: string): string[] {
   if (program.endsWith('/qemu/virtiofsd')) {
     return [`--socket-path=${socketPath}`, '-o', `source=${shareDir.replaceAll(',', ',,')}`, '-o', 'sandbox=chroot'];
   }
-  return ['--socket-path', socketPath, '--shared-dir', shareDir, ...(tag ? ['--tag', tag] : [])];
+  return [...['--socket-path', socketPath, '--shared-dir', shareDir], ...(tag ? ['--tag', tag] : []), ...(readOnly ? ['--readonly'] : [])];
 }
 
 /** Waits until the daemon listens. Reads the kernel's list: a trial connection would be its first client. */

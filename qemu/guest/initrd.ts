@@ -110,9 +110,7 @@ function orderModules(wanted: string[], modulesDir: string | undefined): Module[
   const add = (name: string): void => {
     const file = stock.get(name);
     if (!file || ordered.has(name)) return;
-    const data = file.endsWith('.xz')
-      ? execFileSync('xz', ['-dc', file], { maxBuffer: 1 << 28 })
-      : readFileSync(file);
+    const data = file.endsWith('.xz') ? execFileSync('xz', ['-dc', file], { maxBuffer: 1 << 28 }) : readFileSync(file);
     for (const dependency of moduleDependencies(data)) add(dependency);
     ordered.set(name, { name, data });
   };
@@ -145,4 +143,3 @@ function cpio(entries: Map<string, Entry>): Buffer {
   write('TRAILER!!!', { mode: 0 });
   return Buffer.concat(chunks);
 }
-

@@ -1,5 +1,5 @@
 /** Child processes that never outlive their parent. */
-import { type ChildProcess, spawn, type StdioOptions } from 'node:child_process';
+import { type ChildProcess, type StdioOptions, spawn } from 'node:child_process';
 
 /** How a process ended. */
 export interface ProcessEnd {
@@ -25,21 +25,25 @@ process.on('exit', () => {
 
 export interface ChildOptions {
   stdio: StdioOptions;
+  /** A folder to remove if we are killed. */
+  folder?: string | undefined;
   env?: NodeJS.ProcessEnv;
   onLine?: ((line: string, stream: 'stdout' | 'stderr') => void) | undefined;
 }
 
 /**
- * Starts a program in a process group of its own, so that a terminal's ^C reaches only us, with SIGKILL as its
- * parent-death signal, so that nothing is left when we are killed.
+ * Starts a program in a process group of its own, so that a terminal's ^C reaches only us. If we are killed, the group is
+ * killed too: a shell waits for the end of a pipe that only we hold. (A parent-death signal would reach just the first of
+ * the processes that User Mode Linux consists of.)
  */
-export function startChild(program: string, args: string[], { stdio, env, onLine }: ChildOptions): Child {
-  const child = spawn('setpriv', ['--pdeathsig', 'KILL', '--', program, ...args], {
-    stdio,
-    detached: true,
-    ...(env ? { env } : {}),
-  });
+export function startChild(program: string, args: string[], { stdio, folder = '', env, onLine }: ChildOptions): Child {
+  const child = spawn(program, args, { stdio, detached: true, ...(env ? { env } : {}) });
   running.add(child);
+  const watch = spawn('sh', ['-c', 'read -r _; kill -KILL "-$0"; rm -rf "$1"', String(child.pid), folder], {
+    stdio: ['pipe', 'ignore', 'ignore'],
+    detached: true,
+  });
+  child.on('exit', () => watch.kill('SIGKILL'));
   const log: string[] = [];
   for (const stream of ['stdout', 'stderr'] as const) {
     let partial = '';
@@ -61,6 +65,7 @@ export function startChild(program: string, args: string[], { stdio, env, onLine
     });
     child.on('error', (error) => {
       log.push(error.message);
+      watch.kill('SIGKILL');
       running.delete(child);
       resolve({ status: 127, signal: null });
     });
