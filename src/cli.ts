@@ -94,31 +94,30 @@ export async function help(width: number = Math.min(process.stdout.columns ?? 10
     )
     .wrap(width)
     .locale('en')
-    .group(['help', 'version'], 'Running')
-    .alias({ help: 'h', version: 'V' })
-    .describe({ help: 'Show this text', version: 'Show the version' })
-    .version(VERSION);
+    .help('help', 'Show this text')
+    .version('version', 'Show the version', VERSION)
+    .alias({ help: 'h', version: 'V' });
   for (const group of GROUPS) {
     for (const spec of SPECS) {
       if (spec.group !== group) continue;
       page.option(spec.name, {
         group,
         describe: describe(spec),
-        // yargs shows a type only for these two; the value's name is part of the description.
-        type: spec.type === 'flag' ? 'boolean' : 'string',
         ...(spec.default !== undefined && { default: spec.default }),
         ...(spec.defaultText !== undefined && { defaultDescription: spec.defaultText }),
         ...(spec.choices !== undefined && { choices: spec.choices }),
       });
     }
   }
+  page.group(['help', 'version'], 'Running');
   return page.getHelp();
 }
 
-/** An option's text in `--help`: the value's name where it has one, then the sentences. */
-export function describe(spec: OptionSpec): string {
+/** An option's text in `--help`: the name of its value, then the sentences. */
+function describe(spec: OptionSpec): string {
+  const value = spec.value === undefined ? '' : `<${spec.value}> `;
   const parts = [spec.summary, spec.details, spec.deprecated && `Deprecated: ${spec.deprecated}`, spec.available && notYet(spec)];
-  return parts.filter(Boolean).join('. ');
+  return value + parts.filter(Boolean).join('. ');
 }
 
 function notYet(spec: OptionSpec): string {
