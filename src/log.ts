@@ -44,6 +44,9 @@ interface Limit {
 
 const LIMIT_LINES = 10;
 const LIMIT_WINDOW_MS = 60_000;
+/** Kinds counted one by one; should there be more, the others share one count, so that nothing grows without bound. */
+const LIMIT_KINDS = 256;
+const OTHER_KINDS = 'other';
 
 export class Log {
   #level: LogLevel;
@@ -117,15 +120,11 @@ export class Log {
   /**
    * A line of a kind that a guest can cause at will: of each kind ten a minute are written and the others counted. The count
    * appears with the next line of the kind that is written, or with {@link flushSuppressed}.
-   * @param kind a constant of the caller, never something from the guest: there is an entry for each.
+   * @param kind a constant of the caller, nothing that a guest can vary.
    */
   limited(level: Level, kind: string, message: string, fields?: Fields, now: number = performance.now()): void {
     if (!this.enabled(level)) return;
-    let limit = this.#limits.get(kind);
-    if (limit === undefined) {
-      limit = { since: now, written: 0, suppressed: 0 };
-      this.#limits.set(kind, limit);
-    }
+    const limit = this.#limitOf(kind, now);
     if (now - limit.since >= LIMIT_WINDOW_MS) {
       limit.since = now;
       limit.written = 0;
@@ -138,6 +137,16 @@ export class Log {
     const suppressed = limit.suppressed;
     limit.suppressed = 0;
     this.#write(level, message, suppressed > 0 ? { ...fields, suppressed } : fields);
+  }
+
+  #limitOf(kind: string, now: number): Limit {
+    const key = this.#limits.has(kind) || this.#limits.size < LIMIT_KINDS ? kind : OTHER_KINDS;
+    let limit = this.#limits.get(key);
+    if (limit === undefined) {
+      limit = { since: now, written: 0, suppressed: 0 };
+      this.#limits.set(key, limit);
+    }
+    return limit;
   }
 
   /** Says how many lines were suppressed and not yet told: at the end of a session and of the process. */

@@ -150,6 +150,12 @@ test('of a kind of line ten a minute are written, and the others counted', () =>
   assert.equal(lines.at(-1), 'and again', 'the count is told once');
 });
 
+test('kinds without number do not make lines without number', () => {
+  const { log, lines } = logTo('info');
+  for (let i = 0; i < 10_000; i++) log.limited('warn', `kind ${i}`, 'x', undefined, 5);
+  assert.equal(lines.length, 256 + 10);
+});
+
 test('what was suppressed is told at the end', () => {
   const { log, lines } = logTo('info');
   for (let i = 0; i < 12; i++) log.limited('warn', 'bad request', 'bad request', undefined, 5);
