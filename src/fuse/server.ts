@@ -218,7 +218,7 @@ export class FuseServer {
   #check(operation: Operation, q: Request, r: Reply): number {
     const session = this.session;
     if (session === NO_SESSION && operation !== INIT) return -Errno.EIO;
-    if (r.room < operation.room || (r.room < 0 && !operation.noReply)) return -Errno.EINVAL;
+    if (r.room < operation.room && !operation.noReply) return -Errno.EINVAL;
     return q.decode(session.setxattrExt ? operation.extendedBytes : operation.bytes, operation.first, operation.second, operation.tail);
   }
 
