@@ -253,9 +253,8 @@ main().then(
   },
   async (error: unknown) => {
     await tidyUp();
-    const known = error instanceof GuestError;
-    process.stderr.write(`run: ${known ? error.message.trim() : (error as Error).stack}\n`);
-    if (error instanceof UsageError) process.stderr.write('run: --help lists the options\n');
+    const help = error instanceof UsageError ? ' (--help lists the options)' : '';
+    process.stderr.write(`run: ${error instanceof GuestError ? error.message.trim() + help : (error as Error).stack}\n`);
     process.exitCode = FAILED;
   },
 );

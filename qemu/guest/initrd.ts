@@ -18,8 +18,8 @@ export interface InitrdOptions {
   /** `lib/modules/VERSION` of the kernel; without it everything is taken to be built in. */
   modulesDir?: string | undefined;
   /**
-   * Modules to load, in this order, each after those it depends on: a name, looked up in `modulesDir` (skipped if it is not
-   * there: built in), or the path of a .ko file, which also takes the place of the stock module of that name.
+   * Modules to load, in this order, each after those it depends on: a name, looked up in `modulesDir` (nothing is loaded for
+   * one that is built in), or the path of a .ko file, which also takes the place of the stock module of that name.
    */
   modules: string[];
   /** Further files: path in the guest to path on the host. */
@@ -98,17 +98,21 @@ function orderModules(wanted: string[], modulesDir: string | undefined): Module[
       if (match?.[1]) stock.set(moduleName(match[1]), path.join(modulesDir, relative));
     }
   }
-  const own = new Set<string>();
   for (const item of wanted.filter((name) => name.includes('/'))) {
     if (!existsSync(item)) throw new GuestError(`no such kernel module: ${item}`);
-    const name = moduleName(path.basename(item, '.ko'));
-    own.add(name);
-    stock.set(name, item);
+    stock.set(moduleName(path.basename(item, '.ko')), item);
   }
+
+  const builtIn = new Set(
+    (modulesDir ? readFileSync(path.join(modulesDir, 'modules.builtin'), 'utf8') : '')
+      .split('\n')
+      .map((line) => moduleName(path.basename(line, '.ko'))),
+  );
 
   const ordered = new Map<string, Module>();
   const add = (name: string): void => {
     const file = stock.get(name);
+    if (!file && modulesDir && !builtIn.has(name)) throw new GuestError(`the guest's kernel has no module ${name}`);
     if (!file || ordered.has(name)) return;
     const data = file.endsWith('.xz') ? execFileSync('xz', ['-dc', file], { maxBuffer: 1 << 28 }) : readFileSync(file);
     for (const dependency of moduleDependencies(data)) add(dependency);
