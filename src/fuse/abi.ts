@@ -180,7 +180,14 @@ export const AttrFlag = { SUBMOUNT: 1 << 0, DAX: 1 << 1 } as const;
 /** FUSE_EXPIRE_ONLY: fuse_notify_inval_entry_out.flags. */
 export const INVAL_ENTRY_EXPIRE_ONLY = 1 << 0;
 /** FUSE_IOCTL_*: fuse_ioctl_in.flags. */
-export const IoctlFlag = { COMPAT: 1 << 0, UNRESTRICTED: 1 << 1, RETRY: 1 << 2, IOCTL_32BIT: 1 << 3, DIR: 1 << 4, COMPAT_X32: 1 << 5 } as const;
+export const IoctlFlag = {
+  COMPAT: 1 << 0,
+  UNRESTRICTED: 1 << 1,
+  RETRY: 1 << 2,
+  IOCTL_32BIT: 1 << 3,
+  DIR: 1 << 4,
+  COMPAT_X32: 1 << 5,
+} as const;
 
 /** enum fuse_ext_type: 0 to 31 is the number of contexts in a fuse_secctx_header. */
 export const EXT_MAX_SECCTX = 31;

@@ -101,9 +101,16 @@ export interface InitRequest {
  * @param warn gets one line for each option that this guest cannot follow
  * @returns the session, or -EPROTO: too old, or without what an option marked `always` needs.
  */
-export function negotiate(request: InitRequest, options: Readonly<ServerOptions>, fsnotify: boolean, warn: (line: string) => void): Session | number {
+export function negotiate(
+  request: InitRequest,
+  options: Readonly<ServerOptions>,
+  fsnotify: boolean,
+  warn: (line: string) => void,
+): Session | number {
   if (request.minor < FUSE_MINIMUM_MINOR_VERSION) {
-    warn(`the guest speaks FUSE ${FUSE_KERNEL_VERSION}.${request.minor}; ${FUSE_KERNEL_VERSION}.${FUSE_MINIMUM_MINOR_VERSION} (Linux 5.4) is the oldest supported`);
+    warn(
+      `the guest speaks FUSE ${FUSE_KERNEL_VERSION}.${request.minor}; ${FUSE_KERNEL_VERSION}.${FUSE_MINIMUM_MINOR_VERSION} (Linux 5.4) is the oldest supported`,
+    );
     return -Errno.EPROTO;
   }
   let flags = ALWAYS;

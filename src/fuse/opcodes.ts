@@ -40,8 +40,8 @@ import {
   LseekOut,
   MkdirIn,
   MknodIn,
-  Opcode,
   OPEN_KILL_SUIDGID,
+  Opcode,
   OpenIn,
   OpenOut,
   OutHeader,
@@ -115,20 +115,21 @@ const COPY_MAX = 0x4000_0000 - 4096;
 /** Where numbers stop to be exact, and offsets to be served. */
 const OFFSET_END = 2 ** 53;
 const OFFSET_MAX = OFFSET_END - 1;
-/** Offsets are signed in Linux: from here on they are negative. */
-const NEGATIVE = 2 ** 63;
 const O_APPEND = 0x400;
 const FALLOC_FL_PUNCH_HOLE = 2;
 const SEEK_DATA = 3;
 const SEEK_HOLE = 4;
 
 const none = (): number => 0;
+const written = (reply: Reply, bytes: number): number => reply.written(bytes);
+const copied = (reply: Reply, bytes: number): number => reply.copied(bytes);
 const unsupported: Handler = () => -Errno.ENOSYS;
 const nothing: Handler = () => NO_REPLY;
 
 const { entry, lookup: lookupName, xattr, target, ignored } = NameKind;
 const { extensions, data } = Tail;
 
+// biome-ignore format: a table reads best with one row per line
 const ROWS: readonly Row[] = [
   // session
   { opcode: Opcode.INIT, name: 'INIT', bytes: InitIn.compatBytes, tail: data, room: InitOut.bytes, handler: init },
@@ -159,21 +160,14 @@ const ROWS: readonly Row[] = [
   { opcode: Opcode.CREATE, name: 'CREATE', bytes: CreateIn.bytes, first: entry, tail: extensions, room: EntryOut.bytes + OpenOut.bytes, handler: create },
   { opcode: Opcode.TMPFILE, name: 'TMPFILE', bytes: CreateIn.bytes, first: ignored, tail: extensions, room: EntryOut.bytes + OpenOut.bytes, handler: tmpfile },
   { opcode: Opcode.READ, name: 'READ', bytes: ReadIn.bytes, inPlace: true, handler: read },
-  { opcode: Opcode.WRITE, name: 'WRITE', bytes: WriteIn.bytes, tail: data, room: WriteOut.bytes, encode: (r, n) => r.written(n), handler: write },
+  { opcode: Opcode.WRITE, name: 'WRITE', bytes: WriteIn.bytes, tail: data, room: WriteOut.bytes, encode: written, handler: write },
   { opcode: Opcode.FLUSH, name: 'FLUSH', bytes: FlushIn.bytes, encode: none, handler: flush },
   { opcode: Opcode.RELEASE, name: 'RELEASE', bytes: ReleaseIn.bytes, encode: none, handler: release },
   { opcode: Opcode.FSYNC, name: 'FSYNC', bytes: FsyncIn.bytes, encode: none, handler: fsync },
   { opcode: Opcode.FALLOCATE, name: 'FALLOCATE', bytes: FallocateIn.bytes, encode: none, handler: fallocate },
   { opcode: Opcode.LSEEK, name: 'LSEEK', bytes: LseekIn.bytes, room: LseekOut.bytes, handler: lseek },
-  { opcode: Opcode.COPY_FILE_RANGE, name: 'COPY_FILE_RANGE', bytes: CopyFileRangeIn.bytes, room: WriteOut.bytes, encode: (r, n) => r.written(n), handler: copyFileRange },
-  {
-    opcode: Opcode.COPY_FILE_RANGE_64,
-    name: 'COPY_FILE_RANGE_64',
-    bytes: CopyFileRangeIn.bytes,
-    room: CopyFileRangeOut.bytes,
-    encode: (r, n) => r.copied(n),
-    handler: copyFileRange,
-  },
+  { opcode: Opcode.COPY_FILE_RANGE, name: 'COPY_FILE_RANGE', bytes: CopyFileRangeIn.bytes, room: WriteOut.bytes, encode: written, handler: copyFileRange },
+  { opcode: Opcode.COPY_FILE_RANGE_64, name: 'COPY_FILE_RANGE_64', bytes: CopyFileRangeIn.bytes, room: CopyFileRangeOut.bytes, encode: copied, handler: copyFileRange },
   { opcode: Opcode.IOCTL, name: 'IOCTL', bytes: IoctlIn.bytes, tail: data, room: IoctlOut.bytes, handler: ioctl },
   { opcode: Opcode.SYNCFS, name: 'SYNCFS', bytes: SyncfsIn.bytes, encode: none, handler: syncfs },
   // directories
@@ -324,14 +318,17 @@ function setattr({ fs, change }: FuseServer, q: Request, r: Reply): number {
   change.mode = q.u32(SetattrIn.mode);
   change.uid = q.u32(SetattrIn.uid);
   change.gid = q.u32(SetattrIn.gid);
-  change.size = q.u64(SetattrIn.size);
+  change.size = q.s64(SetattrIn.size);
   change.atime = q.s64(SetattrIn.atime);
   change.atimeNsec = q.u32(SetattrIn.atimensec);
   change.mtime = q.s64(SetattrIn.mtime);
   change.mtimeNsec = q.u32(SetattrIn.mtimensec);
   change.ctime = q.s64(SetattrIn.ctime);
   change.ctimeNsec = q.u32(SetattrIn.ctimensec);
-  if ((valid & SetattrValid.SIZE) !== 0 && change.size >= OFFSET_END) return change.size >= NEGATIVE ? -Errno.EINVAL : -Errno.EFBIG;
+  if ((valid & SetattrValid.SIZE) !== 0) {
+    if (change.size < 0) return -Errno.EINVAL;
+    if (change.size >= OFFSET_END) return -Errno.EFBIG;
+  }
   const error = fs.setattr(q.nodeid, change);
   return error < 0 ? error : r.attr();
 }
@@ -414,16 +411,18 @@ function tmpfile({ fs, session }: FuseServer, q: Request, r: Reply): number {
 function read({ fs, chain }: FuseServer, q: Request, r: Reply): number {
   const size = q.u32(ReadIn.size);
   if (size > r.room || size > READ_MAX) return -Errno.EINVAL;
-  const offset = q.u64(ReadIn.offset);
-  if (offset >= OFFSET_END) return offset >= NEGATIVE ? -Errno.EINVAL : 0; // behind the end of every file
+  const offset = q.s64(ReadIn.offset);
+  if (offset < 0) return -Errno.EINVAL;
+  if (offset >= OFFSET_END) return 0; // behind the end of every file
   return fs.read(q.nodeid, q.id(ReadIn.fh), offset, size, chain.writableIov, chain.writableCount, OutHeader.bytes);
 }
 
 function write({ fs, chain, session }: FuseServer, q: Request): number {
   const size = q.u32(WriteIn.size);
   if (size !== q.tailBytes || size > session.maxWrite) return -Errno.EINVAL;
-  const offset = q.u64(WriteIn.offset);
-  if (offset >= OFFSET_END) return offset >= NEGATIVE ? -Errno.EINVAL : -Errno.EFBIG;
+  const offset = q.s64(WriteIn.offset);
+  if (offset < 0) return -Errno.EINVAL;
+  if (offset >= OFFSET_END) return -Errno.EFBIG;
   const flags = q.u32(WriteIn.writeFlags) | (q.u32(WriteIn.flags) & O_APPEND);
   return fs.write(q.nodeid, q.id(WriteIn.fh), offset, size, flags, chain.iov, chain.readableCount, InHeader.bytes + WriteIn.bytes);
 }
@@ -442,9 +441,9 @@ function fsync({ fs }: FuseServer, q: Request): number {
 
 function fallocate({ fs }: FuseServer, q: Request): number {
   const mode = q.u32(FallocateIn.mode);
-  const offset = q.u64(FallocateIn.offset);
-  let length = q.u64(FallocateIn.length);
-  if (offset >= NEGATIVE || length >= NEGATIVE || length === 0) return -Errno.EINVAL;
+  const offset = q.s64(FallocateIn.offset);
+  let length = q.s64(FallocateIn.length);
+  if (offset < 0 || length <= 0) return -Errno.EINVAL;
   if (offset + length > OFFSET_MAX) {
     // "Punch to the end" is asked for with the largest length there is; nothing else can reach that far.
     if ((mode & FALLOC_FL_PUNCH_HOLE) === 0 || offset >= OFFSET_MAX) return -Errno.EFBIG;
@@ -463,13 +462,20 @@ function lseek({ fs }: FuseServer, q: Request, r: Reply): number {
 
 function copyFileRange({ fs }: FuseServer, q: Request): number {
   if (q.u32(CopyFileRangeIn.flags) !== 0 || q.u32(CopyFileRangeIn.flags + 4) !== 0) return -Errno.EINVAL;
-  const offsetIn = q.u64(CopyFileRangeIn.offIn);
-  const offsetOut = q.u64(CopyFileRangeIn.offOut);
-  if (offsetIn >= NEGATIVE || offsetOut >= NEGATIVE) return -Errno.EINVAL;
+  const offsetIn = q.s64(CopyFileRangeIn.offIn);
+  const offsetOut = q.s64(CopyFileRangeIn.offOut);
+  if (offsetIn < 0 || offsetOut < 0) return -Errno.EINVAL;
   if (offsetIn >= OFFSET_END) return 0; // behind the end of every file
   if (offsetOut >= OFFSET_END) return -Errno.EFBIG;
   const length = Math.min(q.u64(CopyFileRangeIn.len), COPY_MAX); // a short copy is allowed, the guest asks again
-  return fs.copyFileRange(q.id(CopyFileRangeIn.fhIn), offsetIn, q.id(CopyFileRangeIn.nodeidOut), q.id(CopyFileRangeIn.fhOut), offsetOut, length);
+  return fs.copyFileRange(
+    q.id(CopyFileRangeIn.fhIn),
+    offsetIn,
+    q.id(CopyFileRangeIn.nodeidOut),
+    q.id(CopyFileRangeIn.fhOut),
+    offsetOut,
+    length,
+  );
 }
 
 function ioctl({ fs }: FuseServer, q: Request, r: Reply): number {

@@ -8,8 +8,8 @@ import {
   Attr,
   AttrOut,
   CopyFileRangeOut,
-  Direntplus,
   Dirent,
+  Direntplus,
   EntryOut,
   FsnotifyOut,
   FUSE_KERNEL_MINOR_VERSION,
@@ -22,12 +22,12 @@ import {
   OpenOut,
   OutHeader,
   recordAlign,
-  Statfs,
-  StatfsOut,
-  Statx,
   STATX_BASIC_STATS,
   STATX_BTIME,
   STATX_NSEC,
+  Statfs,
+  StatfsOut,
+  Statx,
   StatxOut,
   WriteOut,
 } from './abi.js';
@@ -262,7 +262,7 @@ export class Reply implements DirectorySink {
   /** Directory entries follow, at most `bytes` of them. */
   directory(bytes: number): void {
     this.#at = body;
-    this.#end = body + (bytes < BODY_MAX ? bytes : BODY_MAX);
+    this.#end = body + Math.min(bytes, BODY_MAX);
     this.refused = false;
   }
 
@@ -288,7 +288,16 @@ export class Reply implements DirectorySink {
     return false;
   }
 
-  addPlus(name: number, nameLength: number, inoLow: number, inoHigh: number, type: number, offsetLow: number, offsetHigh: number, known: boolean): boolean {
+  addPlus(
+    name: number,
+    nameLength: number,
+    inoLow: number,
+    inoHigh: number,
+    type: number,
+    offsetLow: number,
+    offsetHigh: number,
+    known: boolean,
+  ): boolean {
     if (!this.fits(nameLength)) return false;
     const at = this.#at;
     const next = at + recordAlign(Direntplus.dirent + Dirent.name + nameLength);
@@ -338,7 +347,17 @@ function attributes(at: number, from: number, flags: number): void {
 }
 
 /** fuse_dirent at `at`, ending at `next`. */
-function dirent(at: number, next: number, name: number, nameLength: number, inoLow: number, inoHigh: number, type: number, offsetLow: number, offsetHigh: number): void {
+function dirent(
+  at: number,
+  next: number,
+  name: number,
+  nameLength: number,
+  inoLow: number,
+  inoHigh: number,
+  type: number,
+  offsetLow: number,
+  offsetHigh: number,
+): void {
   u32[(next - 8) >> 2] = 0; // the padding lies in the last 8 bytes
   u32[(next - 4) >> 2] = 0;
   const i = at >> 2;

@@ -3,8 +3,21 @@
  * The guest can rewrite its memory while we look, so nothing here looks at it twice.
  */
 import { arena, arenaAlloc, native } from 'vhost-user-ts/native';
-import { Errno, ExtHeader, EXT_GROUPS, EXT_MAX_SECCTX, InHeader, NAME_MAX, PATH_MAX, recordAlign, Secctx, SuppGroups, XATTR_NAME_MAX, XATTR_SIZE_MAX } from './abi.js';
 import type { Caller } from '../fs/filesystem.js';
+import {
+  Errno,
+  EXT_GROUPS,
+  EXT_MAX_SECCTX,
+  ExtHeader,
+  InHeader,
+  NAME_MAX,
+  PATH_MAX,
+  recordAlign,
+  Secctx,
+  SuppGroups,
+  XATTR_NAME_MAX,
+  XATTR_SIZE_MAX,
+} from './abi.js';
 import type { Session } from './init.js';
 
 /** One descriptor chain, in the words of vectored I/O. The server reads it only during the call it is given to. */
@@ -94,12 +107,15 @@ export class Request {
    *   lengths (`virtio_fs_enqueue_req()`); two lengths that differ would leave open which bytes are the request.
    */
   begin(chain: Chain): number {
+    this.nameLength = 0;
+    this.name2Length = 0;
+    this.tailBytes = 0;
     const bytes = chain.readableBytes;
     if (bytes < InHeader.bytes) {
       // Nobody can be answered but by the part of the header that is there.
       for (let i = copy >> 2; i < args >> 2; i++) u32[i] = 0;
     }
-    const wanted = bytes < FIRST_COPY ? bytes : FIRST_COPY;
+    const wanted = Math.min(bytes, FIRST_COPY);
     return this.#header(bytes, wanted, native.gather(chain.iov, chain.readableCount, copy, wanted));
   }
 
@@ -176,13 +192,13 @@ export class Request {
     return u32[(args + offset) >> 2] as number;
   }
 
-  /** Low half of a u64 argument; `u32(offset + 4)` is the high one. A number ≥ 2^53 is not exact. */
+  /** A u64 argument; from 2^53 on the number is not exact. */
   u64(offset: number): number {
     const i = (args + offset) >> 2;
     return (u32[i] as number) + (u32[i + 1] as number) * TWO_32;
   }
 
-  /** An s64 argument. */
+  /** An s64 argument: offsets are signed, and only the high half tells 2^63 - 1 from 2^63 (both round to the same number). */
   s64(offset: number): number {
     const i = (args + offset) >> 2;
     return (u32[i] as number) + ((u32[i + 1] as number) | 0) * TWO_32;

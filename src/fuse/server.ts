@@ -179,7 +179,13 @@ export class FuseServer {
     this.fs.completed(job);
     const operation = OPCODES[this.#slot[job] as number] as Operation;
     const iov = this.#savedIov(job);
-    this.#reply.to(iov, this.#iovCount[job] as number, this.#room[job] as number, this.#uniqueLow[job] as number, this.#uniqueHigh[job] as number);
+    this.#reply.to(
+      iov,
+      this.#iovCount[job] as number,
+      this.#room[job] as number,
+      this.#uniqueLow[job] as number,
+      this.#uniqueHigh[job] as number,
+    );
     const encoded = result < 0 || operation.inPlace || operation.encode !== null ? result : 0;
     return this.#answer(operation, this.#began[job] as number, encoded);
   }
@@ -291,5 +297,8 @@ export function describe(operation: Operation, request: Request): string {
 }
 
 function quoted(at: number, length: number): string {
-  return JSON.stringify(arena.buffer.toString('latin1', at, at + Math.min(length, 256))).replace(/[^ -~]/g, (c) => `\\x${c.charCodeAt(0).toString(16).padStart(2, '0')}`);
+  return JSON.stringify(arena.buffer.toString('latin1', at, at + Math.min(length, 256))).replace(
+    /[^ -~]/g,
+    (c) => `\\x${c.charCodeAt(0).toString(16).padStart(2, '0')}`,
+  );
 }

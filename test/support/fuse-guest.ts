@@ -22,14 +22,14 @@ export function hex(text: string): Buffer {
 /** Little-endian words of 32 bits. */
 export function words(...values: number[]): Buffer {
   const bytes = Buffer.alloc(4 * values.length);
-  values.forEach((value, i) => bytes.writeUInt32LE(value >>> 0, 4 * i));
+  for (const [i, value] of values.entries()) bytes.writeUInt32LE(value >>> 0, 4 * i);
   return bytes;
 }
 
 /** Little-endian words of 64 bits. */
 export function longs(...values: (number | bigint)[]): Buffer {
   const bytes = Buffer.alloc(8 * values.length);
-  values.forEach((value, i) => bytes.writeBigUInt64LE(BigInt.asUintN(64, BigInt(value)), 8 * i));
+  for (const [i, value] of values.entries()) bytes.writeBigUInt64LE(BigInt.asUintN(64, BigInt(value)), 8 * i);
   return bytes;
 }
 
@@ -113,7 +113,8 @@ export class Guest {
     const used = this.used === PENDING ? 0 : this.used;
     if (!all.subarray(used).every((byte) => byte === UNTOUCHED)) throw new Error(`bytes behind the ${used} used ones were written`);
     for (const piece of this.#writable) {
-      if (arena.u8[piece.at - 1] !== UNTOUCHED || arena.u8[piece.at + piece.bytes] !== UNTOUCHED) throw new Error('a byte beside a buffer was written');
+      if (arena.u8[piece.at - 1] !== UNTOUCHED || arena.u8[piece.at + piece.bytes] !== UNTOUCHED)
+        throw new Error('a byte beside a buffer was written');
     }
     return Buffer.from(all.subarray(0, used));
   }

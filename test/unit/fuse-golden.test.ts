@@ -14,7 +14,11 @@ import { FakeFs, Guest, hex } from '../support/fuse-guest.js';
 
 const fs = new FakeFs();
 const jobs = { lastJob: 3, capacity: 256 };
-const server = new FuseServer(fs, { ...DEFAULT_SERVER_OPTIONS, entryTimeout: 1.5, attrTimeout: 2.25, posixAcl: 'auto', securityLabel: 'auto' }, { jobs });
+const server = new FuseServer(
+  fs,
+  { ...DEFAULT_SERVER_OPTIONS, entryTimeout: 1.5, attrTimeout: 2.25, posixAcl: 'auto', securityLabel: 'auto' },
+  { jobs },
+);
 const guest = new Guest(server);
 const covered = new Set<number>();
 
@@ -110,8 +114,7 @@ suite('golden bytes', () => {
         00001000 01000000  # max_write 1 MiB, time_gran 1 ns
         0001 0000          # max_pages 256, map_alignment
         05010000           # SECURITY_CTX CREATE_SUPP_GROUP ALLOW_IDMAP
-        ${'00'.repeat(28)}`)
-        .toString('hex'),
+        ${'00'.repeat(28)}`).toString('hex'),
     );
     assert.deepEqual(fs.taken(), ['destroy()', 'init()']);
   });
@@ -223,7 +226,11 @@ suite('golden bytes', () => {
   });
 
   test('CREATE', () => {
-    expect(`${header('3a000000', '23000000')} 42800000 a4810000 12000000 00000000 6100`, 'create(66, "a", 32834, 33188, 18, false)', ENTRY + OPENED);
+    expect(
+      `${header('3a000000', '23000000')} 42800000 a4810000 12000000 00000000 6100`,
+      'create(66, "a", 32834, 33188, 18, false)',
+      ENTRY + OPENED,
+    );
   });
 
   test('TMPFILE, whose name is that of no entry', () => {
@@ -330,7 +337,11 @@ suite('golden bytes', () => {
 
   test('LSEEK', () => {
     fs.result = 0x4000_0000; // a position may be the number that means PENDING elsewhere
-    expect(`${header('40000000', '2e000000')} 0500000000000000 0010000000000000 03000000 00000000`, 'lseek(66, 5, 4096, 3)', '0000004000000000');
+    expect(
+      `${header('40000000', '2e000000')} 0500000000000000 0010000000000000 03000000 00000000`,
+      'lseek(66, 5, 4096, 3)',
+      '0000004000000000',
+    );
   });
 
   test('COPY_FILE_RANGE and COPY_FILE_RANGE_64', () => {
