@@ -18,25 +18,22 @@ die() { say "$*"; exit 1; }
 [ "$(uname -m)" = x86_64 ] || die "the guests are x86-64 and need an x86-64 host; this one is $(uname -m)"
 command -v apt-get >/dev/null || die "this needs Debian's apt-get to fetch QEMU and guest kernels; set the guests up on Debian 12"
 
-# Runs apt-get quietly; it waits for another apt-get rather than fail on its lock.
+# Runs apt-get quietly, as root where that is needed; it waits for another apt-get rather than fail on its lock.
 apt() {
-    if [ "$(id -u)" = 0 ] || [ "$1" = download ]; then set -- apt-get "$@"
-    elif command -v sudo >/dev/null; then set -- sudo apt-get "$@"
-    else return 77
-    fi
+    if [ "$(id -u)" = 0 ] || [ "$1" = download ]; then set -- apt-get "$@"; else set -- sudo apt-get "$@"; fi
     DEBIAN_FRONTEND=noninteractive "$@" -qq -o DPkg::Lock::Timeout=600 -o APT::Sandbox::User=root -o Dpkg::Use-Pty=0 >"$log" 2>&1
 }
 log=$(mktemp)
-trap 'rm -rf "$log" ${partial:+"$partial"}' EXIT
+trap 'rm -f "$log"' EXIT
 trap 'exit 130' INT TERM
 
-# Runs apt-get, once more after `apt-get update` if it fails: the package lists of a fresh machine are missing or stale.
-apt_fresh() {
-    apt "$@" && return
-    [ $? = 77 ] && die "root is needed to install packages: run as root, or first: apt-get install ${packages:-}"
-    say "refreshing the package lists, because apt-get $1 failed without that"
+# Runs a function that uses apt-get, once more after `apt-get update` if it fails: the package lists of a fresh machine are
+# missing or stale.
+retried() {
+    "$@" && return
+    say "refreshing the package lists, because that failed"
     apt update || { tail -n 3 "$log" >&2; die "apt-get update failed: check the machine's package sources"; }
-    apt "$@" || { tail -n 3 "$log" >&2; die "apt-get $* failed"; }
+    "$@" || { tail -n 3 "$log" >&2; return 1; }
 }
 
 # packages REASON PACKAGE...: installs those that are missing.
@@ -48,8 +45,10 @@ packages() {
     done
     [ -n "$packages" ] || return 0
     say "installing$packages ($reason)"
+    [ "$(id -u)" = 0 ] || command -v sudo >/dev/null ||
+        die "root is needed to install packages: run as root, or first: apt-get install$packages"
     # shellcheck disable=SC2086 # a list of words
-    apt_fresh install --yes --no-install-recommends $packages
+    retried apt install --yes --no-install-recommends $packages || die "cannot install$packages"
 }
 
 # unpacked NAME PACKAGE-REGEX REASON: unpacks the newest matching package into the cache and prints the folder.
@@ -57,19 +56,13 @@ packages() {
 unpacked() {
     dir=$cache/$1
     if [ ! -d "$dir" ]; then
-        newest() { apt-cache pkgnames 2>/dev/null | grep -Ex "$1" | sort -V | tail -n 1; }
-        name=$(newest "$2")
-        if [ -z "$name" ]; then
-            say "refreshing the package lists, because they name no $2"
-            apt update || die "apt-get update failed: check the machine's package sources"
-            name=$(newest "$2")
-            [ -n "$name" ] || die "no package $2: the machine's package sources must include Debian 12"
-        fi
-        say "fetching $name ($3) into $dir"
+        say "fetching $3 into $dir"
         mkdir -p "$cache"
         partial=$(mktemp -d "$cache/partial.XXXXXX")
-        (cd "$partial" && apt_fresh download "$name") || exit 1
-        dpkg-deb -x "$partial"/*.deb "$partial/root"
+        retried download "$partial" "$2" && dpkg-deb -x "$partial"/*.deb "$partial/root" || {
+            rm -rf "$partial"
+            die "cannot fetch the package $2: the machine's package sources must include Debian 12"
+        }
         chmod 755 "$partial/root"
         # Two set-ups at once: the first to rename wins, the other's copy is as good.
         mv -T "$partial/root" "$dir" 2>/dev/null || [ -d "$dir" ]
@@ -78,9 +71,14 @@ unpacked() {
     echo "$dir"
 }
 
+download() {
+    name=$(apt-cache pkgnames 2>/dev/null | grep -Ex "$2" | sort -V | tail -n 1)
+    [ -n "$name" ] && (cd "$1" && apt download "$name")
+}
+
 common() {
     packages "C compiler for the guest's agent, inotifywait for the guest" gcc libc6-dev inotify-tools
-    busybox=$(unpacked busybox-1.35 busybox-static "the guest's shell and tools")
+    busybox=$(unpacked busybox-1.35 busybox-static "busybox, the guest's shell and tools,")
     echo "busybox=$busybox/bin/busybox"
 }
 
@@ -88,13 +86,13 @@ case ${1:-} in
     qemu)
         packages "the guest's machine" qemu-system-x86
         common
-        kernel=$(unpacked debian-6.1-cloud 'linux-image-6\.1\.0-[0-9]+-cloud-amd64' "the stock kernel the guest boots")
+        kernel=$(unpacked debian-6.1-cloud 'linux-image-6\.1\.0-[0-9]+-cloud-amd64' "Debian's stock cloud kernel, which the guest boots,")
         echo "kernel=$(echo "$kernel"/boot/vmlinuz-*)"
         echo "modules=$(echo "$kernel"/lib/modules/*)"
         ;;
     uml)
         common
-        kernel=$(unpacked debian-6.1-uml user-mode-linux "the stock kernel the guest runs")
+        kernel=$(unpacked debian-6.1-uml user-mode-linux "Debian's User Mode Linux, which the guest is,")
         echo "kernel=$kernel/usr/bin/linux.uml"
         echo "modules=$(echo "$kernel"/usr/lib/uml/modules/*)"
         ;;
