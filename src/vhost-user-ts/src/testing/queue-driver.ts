@@ -120,6 +120,7 @@ export class QueueDriver {
     this.availIndex = this.publishedIndex = this.usedIndex = this.kickedIndex = base;
     this.availRing[1] = base;
     this.usedHead[1] = base;
+    this.availRing[2 + this.size] = base; // used_event: calls are wanted
   }
 
   /** Closes the eventfds. */
@@ -360,6 +361,7 @@ export class QueueDriver {
     this.availIndex = this.publishedIndex = this.usedIndex = this.kickedIndex = base;
     this.availRing[1] = base;
     this.usedHead[1] = base;
+    this.availRing[2 + this.size] = base; // used_event: calls are wanted
     native.eventfdRead(this.kickFd);
     native.eventfdRead(this.callFd);
     native.eventfdRead(this.errorFd);
