@@ -141,7 +141,7 @@ export async function bootGuest(options: GuestOptions): Promise<Guest> {
     };
     const start = options.kind === 'qemu' ? startQemu : startUml;
     guest = new Guest(options, start(options, machine, onLine), machine);
-    await guest.up();
+    await guest.ready();
     return guest;
   } catch (error) {
     await guest?.kill();
@@ -202,8 +202,8 @@ export class Guest {
     }
   }
 
-  /** @internal Waits for the guest's call and mounts the shares. */
-  async up(): Promise<void> {
+  /** Waits until the guest is up and mounts its shares; for use after a restart that the guest did itself. */
+  async ready(): Promise<void> {
     const timeoutMs = this.#options.timeoutMs ?? 60_000;
     await withTimeout(this.#agent.connected(), timeoutMs, () => {
       return new GuestError(`the guest did not start within ${timeoutMs / 1000} s${lastWords(this.console)}`);
@@ -276,13 +276,7 @@ export class Guest {
     this.#agent.expectRestart();
     if (hard) await this.qmp('system_reset');
     else this.#agent.power('restart');
-    await this.up();
-  }
-
-  /** Resolves when the guest is up again after a restart that it did itself, with its shares mounted. */
-  async restarted(): Promise<void> {
-    this.#agent.expectRestart();
-    await this.up();
+    await this.ready();
   }
 
   /** Unmounts and turns the guest off; kills it if that takes more than 10 s. */

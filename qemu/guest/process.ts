@@ -43,7 +43,10 @@ export function startChild(program: string, args: string[], { stdio, folder = ''
     stdio: ['pipe', 'ignore', 'ignore'],
     detached: true,
   });
-  child.on('exit', () => watch.kill('SIGKILL'));
+  child.on('exit', () => {
+    watch.kill('SIGKILL');
+    killGroup(child.pid, 'SIGKILL'); // what it left behind
+  });
   const log: string[] = [];
   for (const stream of ['stdout', 'stderr'] as const) {
     let partial = '';
@@ -86,11 +89,15 @@ export function startChild(program: string, args: string[], { stdio, folder = ''
 }
 
 function signalGroup(child: ChildProcess, signal: NodeJS.Signals): void {
-  if (child.pid === undefined || child.exitCode !== null || child.signalCode !== null) return;
+  if (child.exitCode === null && child.signalCode === null) killGroup(child.pid, signal);
+}
+
+function killGroup(leader: number | undefined, signal: NodeJS.Signals): void {
+  if (leader === undefined) return; // it could not be started
   try {
-    process.kill(-child.pid, signal);
+    process.kill(-leader, signal);
   } catch {
-    // it has just ended
+    // all of it has ended
   }
 }
 
