@@ -39,7 +39,18 @@ export class Offload {
    * Starts a job; arguments as in `Native.offloadSubmit`.
    * @returns PENDING (the number is in {@link lastJob}), or -EAGAIN when too many are out: the caller does the work itself.
    */
-  submit(op: number, fd: number, iov: number, count: number, skip: number, length: number, offset: number, fd2: number, offset2: number, flags: number): number {
+  submit(
+    op: number,
+    fd: number,
+    iov: number,
+    count: number,
+    skip: number,
+    length: number,
+    offset: number,
+    fd2: number,
+    offset2: number,
+    flags: number,
+  ): number {
     if (this.#freeTop === 0) return -EAGAIN;
     const job = this.#free[this.#freeTop - 1] as number;
     const result = native.offloadSubmit(job, op, fd, iov, count, skip, length, offset, fd2, offset2, flags);

@@ -277,7 +277,8 @@ export class VhostUserBackend {
       case 'SET_VRING_NUM': {
         const vring = this.#vring(message.payload.index);
         const { num } = message.payload;
-        if (num < 1 || num > MAX_QUEUE_SIZE || (num & (num - 1)) !== 0) throw new Refusal(`ring size ${num} is not a power of two up to ${MAX_QUEUE_SIZE}`);
+        if (num < 1 || num > MAX_QUEUE_SIZE || (num & (num - 1)) !== 0)
+          throw new Refusal(`ring size ${num} is not a power of two up to ${MAX_QUEUE_SIZE}`);
         if (vring.queue.running) throw new Refusal('SET_VRING_NUM while the ring runs');
         vring.size = num;
         return undefined;
@@ -329,7 +330,8 @@ export class VhostUserBackend {
       case 'GET_CONFIG':
         return this.#getConfig(message.payload.offset, message.payload.data.length, message.payload.flags);
       case 'SET_CONFIG':
-        if (device.writeConfig?.(message.payload.offset, message.payload.data) !== true) throw new Refusal('the configuration space is read-only');
+        if (device.writeConfig?.(message.payload.offset, message.payload.data) !== true)
+          throw new Refusal('the configuration space is read-only');
         return undefined;
       case 'SET_LOG_BASE': {
         const fd = fds.take();
@@ -445,7 +447,12 @@ export class VhostUserBackend {
     }
     vring.kickFd = fd;
     vring.kickTag = tag;
-    if (!vring.queue.running) this.#start(vring);
+    try {
+      if (!vring.queue.running) this.#start(vring);
+    } catch (error) {
+      this.#dropKick(vring);
+      throw error;
+    }
     this.#run(vring);
   }
 

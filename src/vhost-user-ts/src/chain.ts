@@ -5,8 +5,9 @@
  * A chain is taken apart once, when it is popped; each word of a descriptor is read once, because the guest can change
  * its memory at any time.
  */
-import { arena, arenaAlloc, arenaFree, native } from './native.js';
+
 import type { GuestMemory } from './memory.js';
+import { arena, arenaAlloc, arenaFree, native } from './native.js';
 
 /** Longest chain taken, in descriptors: what QEMU allows (VIRTQUEUE_MAX_SIZE), and what one preadv2 takes (IOV_MAX). */
 export const MAX_CHAIN = 1024;
@@ -112,6 +113,7 @@ export class DescriptorChain {
         entries = length / 16;
         index = 0;
         indirect = true;
+        hops = -1; // the descriptor that names the table is not one of the chain
         continue;
       }
       const error = this.#append(memory, high * 2 ** 32 + low, length, (flags & F_WRITE) !== 0);

@@ -2,9 +2,10 @@
  * Framing of vhost-user messages on a Unix stream socket: bytes and descriptors become whole messages, and replies go back.
  * A message may arrive in pieces; the socket never blocks the thread.
  */
-import { arena, arenaAlloc, arenaFree, native } from './native.js';
+
 import { PassedFds } from './fd.js';
 import { decodeHeader, HEADER_SIZE, type Header, headerFault, MAX_FDS, MAX_MESSAGE } from './message.js';
+import { arena, arenaAlloc, arenaFree, native } from './native.js';
 
 const EAGAIN = 11;
 const POLLOUT = 4;

@@ -85,7 +85,9 @@ export class GuestMemory {
 
   /** Takes the region with exactly these addresses and this size out of the table. -ENOENT when there is none. */
   remove(spec: Pick<RegionSpec, 'guestAddress' | 'size' | 'userAddress'>): number {
-    const at = this.#regions.findIndex((r) => r.guestAddress === spec.guestAddress && r.size === spec.size && r.userAddress === spec.userAddress);
+    const at = this.#regions.findIndex(
+      (r) => r.guestAddress === spec.guestAddress && r.size === spec.size && r.userAddress === spec.userAddress,
+    );
     if (at < 0) return -ENOENT;
     this.#retire(this.#regions.splice(at, 1));
     return 0;

@@ -219,7 +219,19 @@ export interface Native {
    * Queues one job; `job` (0..65535) comes back with its result. Iovecs are copied. Operations and their arguments:
    * see {@link OffloadOp}. Returns 0, or -EAGAIN when 65536 jobs are out already.
    */
-  offloadSubmit(job: number, op: number, fd: number, iov: number, count: number, skip: number, length: number, offset: number, fd2: number, offset2: number, flags: number): number;
+  offloadSubmit(
+    job: number,
+    op: number,
+    fd: number,
+    iov: number,
+    count: number,
+    skip: number,
+    length: number,
+    offset: number,
+    fd2: number,
+    offset2: number,
+    flags: number,
+  ): number;
   /** Takes at most `max` completions: per one, arena i32 at `out + 16 i`: job; f64 at `out + 16 i + 8`: result (≥ 0 or -errno). */
   offloadReap(out: number, max: number): number;
 

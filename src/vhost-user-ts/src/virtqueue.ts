@@ -44,7 +44,7 @@ export class Virtqueue {
   /** The chain of the last {@link pop}. */
   readonly chain: DescriptorChain;
 
-  // Counters for metrics: only ever grow.
+  // Counters; whoever reads them may set them back to 0.
   interruptsSent = 0;
   interruptsSaved = 0;
   kicks = 0;
@@ -102,7 +102,8 @@ export class Virtqueue {
 
   #map(size: number, addresses: RingAddresses): string | undefined {
     this.#unmap();
-    if (size < 1 || size > MAX_QUEUE_SIZE || (size & (size - 1)) !== 0) return `queue size ${size} is not a power of two up to ${MAX_QUEUE_SIZE}`;
+    if (size < 1 || size > MAX_QUEUE_SIZE || (size & (size - 1)) !== 0)
+      return `queue size ${size} is not a power of two up to ${MAX_QUEUE_SIZE}`;
     if (addresses.descriptors % 16 !== 0 || addresses.avail % 2 !== 0 || addresses.used % 4 !== 0) return 'ring addresses not aligned';
     const table = this.memory.viewUser(addresses.descriptors, 16 * size);
     if (table !== undefined) this.#buffers.push(table);

@@ -1,0 +1,107 @@
+# virtiofsd-ts. The targets people need:
+#   make            build everything; leaves build/virtiofsd-ts
+#   make run        a shell in a guest that has a host directory mounted (see qemu/guest.mk)
+#   make test       everything that CI runs
+#   make install    PREFIX=/usr/local DESTDIR=
+# Each target installs or builds what it misses and says why; the second time it is quick.
+
+.DEFAULT_GOAL := all
+SHELL := /bin/bash
+NODE ?= node
+PREFIX ?= /usr/local
+LIBDIR = $(PREFIX)/lib/virtiofsd-ts
+
+ADDON = src/vhost-user-ts/dist/addon.node
+NATIVE = $(wildcard native/*.cc native/*.h) native/binding.gyp
+TYPESCRIPT = $(shell find src qemu test -name '*.ts' -not -path '*/dist/*') tsconfig.json src/vhost-user-ts/tsconfig.json
+export npm_config_fund = false
+export npm_config_audit = false
+export npm_config_update_notifier = false
+
+include qemu/guest.mk
+
+.PHONY: all
+all: build/virtiofsd-ts
+
+# --- what is needed to build ---
+
+# $(call need,COMMAND,PACKAGES,WHY): installs Debian packages when the command is missing.
+define need
+	@command -v $(1) >/dev/null || { echo "installing $(2): $(3)" >&2; \
+	  { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $(2); } >&2 || \
+	  { echo "cannot install $(2): install it by hand" >&2; exit 1; }; }
+endef
+
+node_modules/.package-lock.json: package.json package-lock.json src/vhost-user-ts/package.json
+	@$(NODE) -e 'const [a,b]=process.versions.node.split(".").map(Number);process.exit(a>20||a==20&&b>=19?0:1)' 2>/dev/null || \
+	  { echo "Node.js 20.19 or newer is needed (found: $$($(NODE) --version 2>/dev/null || echo none))" >&2; exit 1; }
+	@echo "npm ci: the libraries and TypeScript, from package-lock.json" >&2
+	@npm ci --no-progress >&2
+	@touch $@
+
+$(ADDON): $(NATIVE) | node_modules/.package-lock.json
+	$(call need,g++,g++,to compile the add-on)
+	$(call need,make,make,to compile the add-on)
+	$(call need,python3,python3,node-gyp is written in it)
+	@echo "node-gyp: the add-on" >&2
+	@npm run --silent build:addon >build-addon.log 2>&1 || { cat build-addon.log >&2; exit 1; }
+	@rm -f build-addon.log
+	@mkdir -p $(@D) && cp native/build/Release/addon.node $@
+
+build/js/.stamp: $(TYPESCRIPT) node_modules/.package-lock.json
+	@echo "tsc: TypeScript" >&2
+	@npx tsc -b
+	@touch $@
+
+build/virtiofsd-ts: build/js/.stamp $(ADDON) Makefile
+	@$(call launcher,$(CURDIR)/build/js/src/main.js) > $@.new
+	@chmod 755 $@.new && mv $@.new $@
+
+# A launcher that becomes node: no second process, inherited descriptors stay (libvirt passes a socket and a locked pid file).
+launcher = printf '%s\n' '\#!/bin/sh' 'exec "$(shell command -v $(NODE))" $(NODE_FLAGS) "$(1)" "$$@"'
+NODE_FLAGS = --no-warnings --max-semi-space-size=4
+
+# --- install ---
+
+.PHONY: install
+install: all
+	install -d $(DESTDIR)$(LIBDIR) $(DESTDIR)$(PREFIX)/bin
+	rm -rf $(DESTDIR)$(LIBDIR)/js $(DESTDIR)$(LIBDIR)/node_modules
+	install -d $(DESTDIR)$(LIBDIR)/js
+	cp -r build/js/src $(DESTDIR)$(LIBDIR)/js/
+	install -m 644 package.json package-lock.json $(DESTDIR)$(LIBDIR)
+	install -d $(DESTDIR)$(LIBDIR)/src/vhost-user-ts
+	cp -r src/vhost-user-ts/package.json src/vhost-user-ts/dist $(DESTDIR)$(LIBDIR)/src/vhost-user-ts/
+	cd $(DESTDIR)$(LIBDIR) && npm ci --omit=dev --ignore-scripts --no-progress >&2
+	$(call launcher,$(LIBDIR)/js/src/main.js) > $(DESTDIR)$(PREFIX)/bin/virtiofsd-ts
+	chmod 755 $(DESTDIR)$(PREFIX)/bin/virtiofsd-ts
+
+.PHONY: clean
+clean:
+	rm -rf build native/build src/vhost-user-ts/dist
+
+# --- tests ---
+
+# Lists, not patterns: node --test understands globs differently from version to version.
+tests_in = $(patsubst test/%.ts,build/js/test/%.js,$(wildcard $(addprefix test/,$(addsuffix /*.test.ts,$(1)))))
+NODE_TEST = $(NODE) --no-warnings --test --test-reporter=spec
+
+.PHONY: test
+test: lint test-host test-guest
+
+.PHONY: lint
+lint: node_modules/.package-lock.json
+	@npx biome ci --error-on-warnings .
+
+.PHONY: test-host
+test-host: all
+	$(call need,strace,strace,to count system calls)
+	$(NODE_TEST) $(call tests_in,unit native host)
+
+# Guests share two cores: one test file at a time.
+.PHONY: test-guest
+test-guest: all
+	$(call need,fio,fio,to write and verify files in guests)
+	$(call need,stress-ng,stress-ng,to stress the file system in guests)
+	$(call need,git,git,to clone in guests)
+	$(NODE_TEST) --test-concurrency=1 $(call tests_in,guest)

@@ -1,0 +1,244 @@
+/**
+ * The life of the daemon: its socket, one front end at a time, signals, and the loop that serves them all.
+ *
+ * The device runs on the main thread, which blocks in one native wait and does not return to Node's event loop until the end:
+ * no second isolate (10 MiB), no message between threads on a request's way. What needs the event loop (the metrics server)
+ * has a worker thread of its own; signals arrive through eventfds.
+ */
+import { readFileSync } from 'node:fs';
+import { constants } from 'node:os';
+import { VhostUserBackend, WaitLoop } from 'vhost-user-ts';
+import { cString, native } from 'vhost-user-ts/native';
+import type { Config } from './config.js';
+import { VirtioFsDevice } from './device.js';
+import { openPassthrough, type PassthroughFs } from './fs/passthrough.js';
+import { Opcode } from './fuse/abi.js';
+import { OPCODES, operationOf } from './fuse/opcodes.js';
+import { describe, FuseServer, type RequestMetrics, type ServerHooks } from './fuse/server.js';
+import { ListeningSocket } from './listen.js';
+import { log, syslogSink } from './log.js';
+import { HotMetrics, Slot } from './metrics/hot.js';
+import { MetricsServer } from './metrics/server.js';
+import { PROGRAM, VERSION } from './options.js';
+import { Offload } from './queue/offload.js';
+import { StartError } from './starterror.js';
+
+const { EAGAIN } = constants.errno;
+const { SIGHUP, SIGINT, SIGTERM, SIGUSR1 } = constants.signals;
+/** virtiofsd's limit of open files, unless the kernel's own is lower. */
+const DEFAULT_OPEN_FILES = 1_000_000;
+/** Threads for calls that would block, unless --thread-pool-size says otherwise. They start only when they are needed. */
+const DEFAULT_OFFLOAD_THREADS = 8;
+
+/** One daemon: made once, {@link run} once. */
+export class Daemon {
+  readonly #config: Config;
+  readonly #loop = new WaitLoop();
+  readonly #socket: ListeningSocket;
+  readonly #fs: PassthroughFs;
+  readonly #offload: Offload;
+  readonly #device: VirtioFsDevice;
+  readonly #metrics: HotMetrics | undefined;
+  readonly #metricsServer: MetricsServer | undefined;
+  #backend: VhostUserBackend | undefined;
+  #running = true;
+
+  /** Makes everything ready to serve. @throws StartError for what the user can put right */
+  constructor(config: Config) {
+    this.#config = config;
+    this.#openLog();
+    // The socket first: whoever starts us waits for it (and the first line that is logged costs 15 ms).
+    this.#socket = new ListeningSocket(config.listenOn);
+    for (const warning of config.warnings) log.warn(warning);
+    setOpenFilesLimit(config.rlimitNofile);
+    native.umask(0); // modes come from the guest as they are to be
+    this.#offload = new Offload(config.threadPoolSize ?? DEFAULT_OFFLOAD_THREADS);
+    this.#fs = openShare(config, this.#offload);
+    const hooks: ServerHooks = { jobs: this.#offload, warn: (line) => log.limited('warn', 'session', line) };
+    if (config.metrics !== undefined) {
+      this.#metrics = new HotMetrics(OPCODES.length);
+      this.#metricsServer = serveMetrics(config, this.#metrics);
+      hooks.metrics = requestMetrics(this.#metrics);
+    }
+    const server = new FuseServer(this.#fs, serverOptions(config), hooks);
+    this.#device = new VirtioFsDevice(
+      server,
+      this.#offload,
+      { tag: config.tag, requestQueues: config.requestQueues },
+      (level, message) => log.limited(level, `device ${level}`, message),
+      (reason) => this.#disconnected(reason),
+    );
+    const trace = () => {
+      server.trace = log.enabled('trace') ? (operation, request, result) => log.trace(`${describe(operation, request)}: ${result}`) : null;
+    };
+    trace();
+    this.#onSignal(SIGUSR1, () => {
+      log.cycleLevel();
+      trace();
+    });
+    for (const signal of [SIGTERM, SIGINT, SIGHUP]) this.#onSignal(signal, () => this.#stop('signal'));
+    this.#loop.add(this.#socket.fd, false, () => this.#accept());
+    this.#loop.add(this.#offload.eventfd, true, () => this.#device.completions());
+  }
+
+  /** Serves until the end. @returns the process's exit status */
+  run(): number {
+    const { sharedDir, listenOn } = this.#config;
+    log.info(`sharing ${sharedDir}`, listenOn.kind === 'path' ? { socket: listenOn.path } : { fd: listenOn.fd });
+    const device = this.#device;
+    while (this.#running) {
+      this.#loop.turn(device.hasMore ? 0 : -1);
+      if (device.hasMore) device.serveAgain();
+      if (this.#metrics !== undefined) this.#updateGauges(this.#metrics);
+    }
+    this.#backend?.close('the daemon ends');
+    this.#socket.close();
+    this.#offload.stop();
+    this.#fs.close();
+    this.#metricsServer?.close();
+    log.flushSuppressed();
+    return 0;
+  }
+
+  #openLog(): void {
+    const { logLevel, syslog } = this.#config;
+    if (!syslog) {
+      log.configure({ level: logLevel });
+      return;
+    }
+    const sink = syslogSink(PROGRAM, () => native.unixDatagram(cString('/dev/log')));
+    if (typeof sink === 'number') throw new StartError('--syslog: no system log listens at /dev/log: start one or leave the option out');
+    log.configure({ level: logLevel, format: 'bare', sink });
+  }
+
+  #onSignal(signal: number, handler: () => void): void {
+    const fd = native.eventfd(0);
+    this.#loop.add(fd, true, handler);
+    native.signalToEventfd(signal, fd);
+  }
+
+  #accept(): void {
+    for (;;) {
+      const fd = this.#socket.accept();
+      if (fd === -EAGAIN) return;
+      if (fd < 0) {
+        log.limited('error', 'accept', `a client cannot be accepted (errno ${-fd})`);
+        return;
+      }
+      if (this.#backend !== undefined) {
+        // One guest, one daemon: a second front end would share nothing but the socket.
+        native.close(fd);
+        log.limited('warn', 'second client', 'refused a second client: one is connected already');
+        continue;
+      }
+      log.info('a client connected');
+      this.#metrics?.add(Slot.connections, 1);
+      this.#backend = new VhostUserBackend(this.#device, fd, this.#loop);
+      this.#device.attach(this.#backend);
+    }
+  }
+
+  #disconnected(reason: string): void {
+    this.#backend = undefined;
+    log.info(`the client is gone: ${reason}`);
+    log.flushSuppressed();
+    // libvirt and others that pass a socket start a daemon per guest and expect it to end with it.
+    if (this.#socket.inherited) this.#running = false;
+  }
+
+  #stop(why: string): void {
+    if (this.#running) log.info(`ending on ${why}`);
+    this.#running = false;
+  }
+
+  /** What is kept elsewhere is copied once per turn of the loop: numbers are right whenever the device sleeps. */
+  #updateGauges(metrics: HotMetrics): void {
+    const { values } = metrics;
+    this.#device.countQueues(metrics);
+    values[Slot.offloadPending] = this.#offload.pending;
+    values[Slot.connected] = this.#backend === undefined ? 0 : 1;
+    const { share } = this.#fs;
+    values[Slot.inodes] = share.inodes.size;
+    values[Slot.openFiles] = share.handles.open;
+    values[Slot.fds] = share.descriptors;
+  }
+}
+
+/** RLIMIT_NOFILE as virtiofsd sets it; 0 leaves it. The file system takes what is in force. */
+function setOpenFilesLimit(wanted: number | undefined): void {
+  if (wanted === 0) return;
+  const kernel = Number(readFileSync('/proc/sys/fs/nr_open', 'utf8'));
+  const limit = wanted ?? Math.min(DEFAULT_OPEN_FILES, kernel);
+  const reached = native.setOpenFilesLimit(limit);
+  if (reached < 0) throw new StartError(`--rlimit-nofile=${limit}: the limit of open files cannot be set (errno ${-reached})`);
+  if (wanted !== undefined && reached < wanted) {
+    throw new StartError(`--rlimit-nofile=${wanted}: only ${reached} are allowed here: choose a smaller limit`);
+  }
+}
+
+function openShare(config: Config, offload: Offload): PassthroughFs {
+  try {
+    return openPassthrough({
+      root: config.sharedDir,
+      cache: config.cache,
+      xattr: config.xattr,
+      ...(config.xattrmap === undefined ? {} : { xattrmap: config.xattrmap }),
+      inodeFileHandles: config.inodeFileHandles,
+      allowDirectIo: config.allowDirectIo,
+      preserveNoatime: config.preserveNoatime,
+      readonly: config.readonly,
+      translateUid: config.translateUid,
+      translateGid: config.translateGid,
+      offload,
+      warn: (message) => log.limited('warn', 'share', message),
+    });
+  } catch (error) {
+    throw new StartError((error as Error).message);
+  }
+}
+
+function serverOptions(config: Config) {
+  return {
+    entryTimeout: config.entryTimeout,
+    attrTimeout: config.attrTimeout,
+    negativeTimeout: 0,
+    readdirplus: config.readdirplus,
+    writeback: config.writeback,
+    killprivV2: config.killprivV2,
+    posixAcl: config.posixAcl,
+    securityLabel: config.securityLabel,
+    announceSubmounts: config.announceSubmounts,
+    allowMmap: config.allowMmap,
+    exportSupport: false,
+  };
+}
+
+function serveMetrics(config: Config, metrics: HotMetrics): MetricsServer {
+  const address = config.metrics as NonNullable<Config['metrics']>;
+  const server = new MetricsServer(address, {
+    buffers: [metrics.buffer],
+    opcodes: OPCODES.map((operation) => operation.name),
+    version: VERSION,
+  });
+  try {
+    server.ready();
+  } catch (error) {
+    throw new StartError((error as Error).message);
+  }
+  return server;
+}
+
+/** Counts requests in the shared block. */
+function requestMetrics(metrics: HotMetrics): RequestMetrics {
+  const read = operationOf(Opcode.READ).slot;
+  const write = operationOf(Opcode.WRITE).slot;
+  return {
+    begin: () => native.monotonic(),
+    end(slot, began, errno, bytes) {
+      metrics.record(slot, errno, native.monotonic() - began);
+      if (slot === read) metrics.add(Slot.readBytes, bytes);
+      else if (slot === write) metrics.add(Slot.writtenBytes, bytes);
+    },
+    malformed: () => metrics.add(Slot.malformed, 1),
+  };
+}

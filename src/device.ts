@@ -1,0 +1,213 @@
+/**
+ * The virtio-fs device: FUSE requests come out of virtqueues and replies go back (virtio 1.2, 5.11). Every queue is served
+ * by one thread, in batches: all chains that wait, one publication of the used ring, one interrupt.
+ */
+import {
+  chainErrorText,
+  Feature,
+  features,
+  type LogLevel,
+  ProtocolFeature,
+  type VhostUserBackend,
+  type VhostUserDevice,
+  type Virtqueue,
+} from 'vhost-user-ts';
+import { native } from 'vhost-user-ts/native';
+import { PENDING } from './fs/filesystem.js';
+import type { FuseServer } from './fuse/server.js';
+import { type HotMetrics, Slot } from './metrics/hot.js';
+import type { Offload } from './queue/offload.js';
+
+/** Length of the tag in the configuration space (struct virtio_fs_config). */
+const TAG_BYTES = 36;
+/** Chains served from one queue before the others and the control socket get their turn. */
+const BATCH = 512;
+const POLLIN = 1;
+/** Most request queues a front end can configure: as many as Linux makes use of on a large machine. */
+const MAX_REQUEST_QUEUES = 64;
+
+export interface DeviceOptions {
+  /** Offer the configuration space with this tag (virtiofsd's `--tag`); QEMU's vhost-user-fs has its own, UML needs ours. */
+  tag: string | undefined;
+  /** num_request_queues of the configuration space. */
+  requestQueues: number;
+}
+
+/** What a session's device does with chains; one object for the life of the daemon, one back end at a time. */
+export class VirtioFsDevice implements VhostUserDevice {
+  readonly queueCount: number;
+  readonly features = features(Feature.VERSION_1, Feature.INDIRECT_DESC, Feature.EVENT_IDX);
+  readonly protocolFeatures: bigint;
+  /** Queues with chains left after their batch: {@link serveAgain} goes on with them. */
+  readonly #again = new Set<Virtqueue>();
+
+  readonly #server: FuseServer;
+  readonly #offload: Offload;
+  readonly #config: Uint8Array | undefined;
+  readonly #logLine: (level: LogLevel, message: string) => void;
+  readonly #onDisconnect: (reason: string) => void;
+  #backend: VhostUserBackend | undefined;
+
+  // Per offload job: where its chain goes back to.
+  readonly #jobQueue: (Virtqueue | undefined)[];
+  readonly #jobHead: Uint16Array;
+  readonly #touched = new Set<Virtqueue>();
+  /** Queues of this session, for the counters. */
+  readonly #started = new Set<Virtqueue>();
+
+  constructor(
+    server: FuseServer,
+    offload: Offload,
+    options: DeviceOptions,
+    log: (level: LogLevel, message: string) => void,
+    onDisconnect: (reason: string) => void,
+  ) {
+    this.#server = server;
+    this.#offload = offload;
+    this.#logLine = log;
+    this.#onDisconnect = onDisconnect;
+    this.#jobQueue = new Array(offload.capacity).fill(undefined);
+    this.#jobHead = new Uint16Array(offload.capacity);
+    let protocol = features(
+      ProtocolFeature.MQ,
+      ProtocolFeature.REPLY_ACK,
+      ProtocolFeature.CONFIGURE_MEM_SLOTS,
+      ProtocolFeature.RESET_DEVICE,
+    );
+    // QEMU prints a warning for a vhost-user-fs back end that offers CONFIG, so only who asks for it by --tag gets it.
+    if (options.tag !== undefined) {
+      protocol |= features(ProtocolFeature.CONFIG);
+      this.#config = new Uint8Array(TAG_BYTES + 4);
+      this.#config.set(Buffer.from(options.tag));
+      new DataView(this.#config.buffer).setUint32(TAG_BYTES, options.requestQueues, true);
+    }
+    this.protocolFeatures = protocol;
+    // One high priority queue, then request queues: a front end may use as many as it likes, up to this.
+    this.queueCount = 1 + Math.max(options.requestQueues, MAX_REQUEST_QUEUES);
+  }
+
+  /** The session whose rings are served from now on. */
+  attach(backend: VhostUserBackend): void {
+    this.#backend = backend;
+  }
+
+  config(): Uint8Array {
+    return this.#config ?? new Uint8Array(0);
+  }
+
+  log(level: LogLevel, message: string): void {
+    this.#logLine(level, message);
+  }
+
+  /** Serves what waits in a queue; at most one batch. */
+  serve(queue: Virtqueue): void {
+    const server = this.#server;
+    const chain = queue.chain;
+    let left = BATCH;
+    do {
+      queue.disableKicks();
+      queue.batches++;
+      for (;;) {
+        const got = queue.pop();
+        if (got === 0) break;
+        if (got < 0) {
+          queue.flush();
+          this.#backend?.fail(queue, chainErrorText(got));
+          return;
+        }
+        const head = chain.head;
+        const length = server.serve(chain);
+        if (length === PENDING) this.#keep(queue, head, server.pendingJob);
+        else {
+          if (queue.memory.logging) chain.markDirty(queue.memory, length);
+          queue.push(head, length);
+        }
+        if (--left === 0) {
+          this.#again.add(queue);
+          queue.flush();
+          return;
+        }
+      }
+      queue.flush();
+    } while (queue.enableKicks());
+  }
+
+  /** True when {@link serveAgain} has work: the loop must not sleep. */
+  get hasMore(): boolean {
+    return this.#again.size > 0;
+  }
+
+  /** Goes on with the queues whose batch was full. */
+  serveAgain(): void {
+    for (const queue of this.#again) {
+      this.#again.delete(queue);
+      if (queue.running) this.serve(queue);
+    }
+  }
+
+  #keep(queue: Virtqueue, head: number, job: number): void {
+    this.#jobQueue[job] = queue;
+    this.#jobHead[job] = head;
+    queue.memory.pin();
+  }
+
+  /** Jobs ended: their replies go out, one interrupt per queue. */
+  completions(): void {
+    this.#offload.reap(this.#done);
+    for (const queue of this.#touched) queue.flush();
+    this.#touched.clear();
+  }
+
+  readonly #done = (job: number, result: number): void => {
+    const queue = this.#jobQueue[job];
+    if (queue === undefined) return;
+    this.#jobQueue[job] = undefined;
+    if (queue.running) {
+      queue.push(this.#jobHead[job] as number, this.#server.complete(job, result));
+      this.#touched.add(queue);
+    } else {
+      this.#server.drop(job);
+    }
+    queue.memory.unpin();
+  };
+
+  queueStarted(queue: Virtqueue): void {
+    this.#started.add(queue);
+  }
+
+  /** Adds up what the queues counted. */
+  countQueues(metrics: HotMetrics): void {
+    const { values } = metrics;
+    let depth = 0;
+    for (const queue of this.#started) {
+      metrics.add(Slot.kicks, queue.kicks);
+      metrics.add(Slot.batches, queue.batches);
+      metrics.add(Slot.interruptsSent, queue.interruptsSent);
+      metrics.add(Slot.interruptsSaved, queue.interruptsSaved);
+      queue.kicks = queue.batches = queue.interruptsSent = queue.interruptsSaved = 0;
+      depth += queue.inFlight;
+    }
+    values[Slot.queueDepth] = depth;
+  }
+
+  /** Waits until no job holds a chain of this queue. */
+  queueStopping(queue: Virtqueue): void {
+    this.#again.delete(queue);
+    while (this.#jobQueue.includes(queue)) {
+      native.poll(this.#offload.eventfd, POLLIN, -1);
+      native.eventfdRead(this.#offload.eventfd);
+      this.completions();
+    }
+  }
+
+  reset(): void {
+    this.#server.reset();
+  }
+
+  disconnected(reason: string): void {
+    this.#backend = undefined;
+    this.#started.clear();
+    this.#server.reset();
+    this.#onDisconnect(reason);
+  }
+}

@@ -1,0 +1,86 @@
+/** The socket that front ends connect to: made at a path, or inherited (libvirt passes one that already listens). */
+import { lstatSync, rmSync } from 'node:fs';
+import { constants } from 'node:os';
+import { cString, native } from 'vhost-user-ts/native';
+import type { ListenOn } from './config.js';
+import { StartError } from './starterror.js';
+
+const BACKLOG = 8;
+const AF_UNIX = 1;
+const UNCHANGED = 0xffff_ffff;
+const { EADDRINUSE, ECONNREFUSED, ENOTSOCK, EACCES, EPERM } = constants.errno;
+
+/** A listening Unix socket. */
+export class ListeningSocket {
+  readonly fd: number;
+  /** Inherited: the daemon ends with its first client (libvirt's contract). */
+  readonly inherited: boolean;
+  readonly #path: string | undefined;
+  readonly #inode: number;
+
+  /** @throws StartError with what to do */
+  constructor(on: ListenOn) {
+    this.inherited = on.kind === 'fd';
+    if (on.kind === 'fd') {
+      this.fd = inherited(on.fd);
+      this.#path = undefined;
+      this.#inode = 0;
+      return;
+    }
+    this.#path = on.path;
+    this.fd = bind(on.path, on.group);
+    this.#inode = lstatSync(on.path).ino;
+  }
+
+  /** The next client, or -errno (-EAGAIN when none waits). */
+  accept(): number {
+    return native.accept(this.fd);
+  }
+
+  /** Stops listening; removes the socket's file unless somebody has put another one in its place. */
+  close(): void {
+    native.close(this.fd);
+    if (this.#path === undefined) return;
+    if (lstatSync(this.#path, { throwIfNoEntry: false })?.ino === this.#inode) rmSync(this.#path, { force: true });
+  }
+}
+
+function inherited(fd: number): number {
+  const domain = native.socketDomain(fd);
+  if (domain === -ENOTSOCK) throw new StartError(`--fd=${fd} is not a socket: pass a listening Unix socket`);
+  if (domain < 0) throw new StartError(`--fd=${fd} is not open: pass a listening Unix socket`);
+  if (domain !== AF_UNIX || native.socketListening(fd) !== 1) throw new StartError(`--fd=${fd} is not a listening Unix socket: pass one`);
+  native.setNonBlocking(fd, 1);
+  return fd;
+}
+
+function bind(path: string, group: string | undefined): number {
+  const gid = group === undefined ? -1 : native.groupId(cString(group));
+  if (group !== undefined && gid < 0) throw new StartError(`--socket-group=${group}: there is no such group`);
+  // Nobody but the owner (and the group) may ever connect, not even for the moment before a chmod.
+  const umask = native.umask(group === undefined ? 0o177 : 0o117);
+  let fd = native.unixListen(cString(path), BACKLOG);
+  if (fd === -EADDRINUSE) {
+    removeStale(path);
+    fd = native.unixListen(cString(path), BACKLOG);
+  }
+  native.umask(umask);
+  if (fd === -EACCES || fd === -EPERM) throw new StartError(`--socket-path=${path}: no permission to make a socket there`);
+  if (fd < 0) throw new StartError(`--socket-path=${path}: cannot listen (errno ${-fd})`);
+  if (gid >= 0 && native.lchown(cString(path), UNCHANGED, gid) < 0) {
+    native.close(fd);
+    rmSync(path, { force: true });
+    throw new StartError(`--socket-group=${group}: no permission to give the socket to that group`);
+  }
+  return fd;
+}
+
+/** A daemon that was killed leaves its socket behind; one that lives answers, and anything else is not ours to remove. */
+function removeStale(path: string): void {
+  if (!lstatSync(path).isSocket())
+    throw new StartError(`--socket-path=${path} exists and is not a socket: remove it or choose another path`);
+  const probe = native.unixConnect(cString(path));
+  if (probe >= 0) native.close(probe);
+  if (probe !== -ECONNREFUSED) throw new StartError(`--socket-path=${path}: another process listens there: choose another path`);
+  rmSync(path, { force: true });
+}
