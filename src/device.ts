@@ -70,6 +70,8 @@ export class VirtioFsDevice implements VhostUserDevice {
     this.#jobHead = new Uint16Array(offload.capacity);
     let protocol = features(
       ProtocolFeature.MQ,
+      // virtio_uml takes its interrupt from the back-end channel and has none without it.
+      ProtocolFeature.BACKEND_REQ,
       ProtocolFeature.REPLY_ACK,
       ProtocolFeature.CONFIGURE_MEM_SLOTS,
       ProtocolFeature.RESET_DEVICE,

@@ -15,8 +15,8 @@
  * Without the privilege to change ids only callers with the daemon's own ids, or root, may create (-EPERM), as in virtiofsd.
  */
 import { arena, arenaAlloc, native } from 'vhost-user-ts/native';
-import { CAP_DAC_OVERRIDE, CAP_FSETID, CAP_SETGID, CAP_SETUID, EINVAL, EPERM } from './linux.js';
 import { NO_ID } from './idmap.js';
+import { CAP_DAC_OVERRIDE, CAP_FSETID, CAP_SETGID, CAP_SETUID, EINVAL, EPERM } from './linux.js';
 
 /** The ids of the calling thread. */
 export class Credentials {

@@ -74,7 +74,16 @@ export interface DirectorySink {
   /** Whether an entry with a name of this length still fits: asked before the look-up that READDIRPLUS costs. */
   fits(nameLength: number): boolean;
   /** One entry of READDIRPLUS: as add, with `entry` and `attr` filled by the file system; nodeid 0: attributes not known. */
-  addPlus(name: number, nameLength: number, inoLow: number, inoHigh: number, type: number, offsetLow: number, offsetHigh: number, known: boolean): boolean;
+  addPlus(
+    name: number,
+    nameLength: number,
+    inoLow: number,
+    inoHigh: number,
+    type: number,
+    offsetLow: number,
+    offsetHigh: number,
+    known: boolean,
+  ): boolean;
 }
 
 /** What FUSE_INIT agreed on that the file system must know. */

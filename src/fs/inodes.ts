@@ -200,7 +200,8 @@ export class InodeStore {
     const u32 = this.u32;
     // The page had no inode before: it is one of the empty ones no more.
     const group = this.#slots.group(slot);
-    if ((group & (group - 1)) === 0 && (this.#state[State.empty] as number) > 0) this.#state[State.empty] = (this.#state[State.empty] as number) - 1;
+    if ((group & (group - 1)) === 0 && (this.#state[State.empty] as number) > 0)
+      this.#state[State.empty] = (this.#state[State.empty] as number) - 1;
     u32[at] = inoLow;
     u32[at + Inode.inoHigh] = inoHigh;
     u32[at + Inode.mount] = mount;

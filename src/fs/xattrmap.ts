@@ -102,7 +102,8 @@ function parse(text: string): Rule[] {
     const type = fields[0] as string;
     last = type;
     const wanted = type === 'map' ? 3 : 4;
-    if (fields.length <= wanted) throw new Error(`xattrmap: rule ${number}: '${rest}' has not ${wanted} fields that each end in '${separator}'`);
+    if (fields.length <= wanted)
+      throw new Error(`xattrmap: rule ${number}: '${rest}' has not ${wanted} fields that each end in '${separator}'`);
     if (type === 'map') {
       rules.push(...expandMap(fields[1] as string, fields[2] as string));
     } else {

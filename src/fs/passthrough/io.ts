@@ -3,7 +3,9 @@
  * else by a job on the offload threads; the handle in use stays open until its job has ended.
  */
 import { native, OffloadOp } from 'vhost-user-ts/native';
+import { PENDING } from '../filesystem.js';
 import { HandleFlag, Kind } from '../handles.js';
+import { ROOT_SLOT } from '../inodes.js';
 import {
   EAGAIN,
   EBADF,
@@ -23,9 +25,7 @@ import {
   S_IFDIR,
   S_IFREG,
 } from '../linux.js';
-import { ROOT_SLOT } from '../inodes.js';
 import { MountFlag } from '../mounts.js';
-import { PENDING } from '../filesystem.js';
 import type { Share } from './share.js';
 import { clearCapabilities } from './xattr.js';
 
@@ -42,7 +42,19 @@ const jobHandle = new Uint32Array(65536);
 const jobHandle2 = new Uint32Array(65536);
 
 /** Hands a call to the offload threads; -EAGAIN when there are none or too much is out: the caller makes it in place. */
-function submit(share: Share, handle: number, handle2: number, op: number, iov: number, count: number, skip: number, length: number, offset: number, offset2: number, flags: number): number {
+function submit(
+  share: Share,
+  handle: number,
+  handle2: number,
+  op: number,
+  iov: number,
+  count: number,
+  skip: number,
+  length: number,
+  offset: number,
+  offset2: number,
+  flags: number,
+): number {
   const offload = share.offload;
   if (!offload) return -EAGAIN;
   share.credentials.restore(); // a thread that the pool starts now inherits this one's ids
@@ -67,7 +79,16 @@ export function completed(share: Share, job: number): void {
 }
 
 /** READ. */
-export function read(share: Share, nodeid: number, fh: number, offset: number, size: number, iov: number, count: number, skip: number): number {
+export function read(
+  share: Share,
+  nodeid: number,
+  fh: number,
+  offset: number,
+  size: number,
+  iov: number,
+  count: number,
+  skip: number,
+): number {
   const handle = share.handles.find(fh, nodeid, Kind.file);
   if (handle < 0) return handle;
   const fd = share.handles.fd(handle);
@@ -104,7 +125,17 @@ export function read(share: Share, nodeid: number, fh: number, offset: number, s
 }
 
 /** WRITE. */
-export function write(share: Share, nodeid: number, fh: number, offset: number, size: number, writeFlags: number, iov: number, count: number, skip: number): number {
+export function write(
+  share: Share,
+  nodeid: number,
+  fh: number,
+  offset: number,
+  size: number,
+  writeFlags: number,
+  iov: number,
+  count: number,
+  skip: number,
+): number {
   const handle = share.handles.find(fh, nodeid, Kind.file);
   if (handle < 0) return handle;
   const fd = share.handles.fd(handle);
@@ -159,7 +190,15 @@ export function lseek(share: Share, nodeid: number, fh: number, offset: number, 
 }
 
 /** COPY_FILE_RANGE. */
-export function copyFileRange(share: Share, fhIn: number, offsetIn: number, nodeidOut: number, fhOut: number, offsetOut: number, length: number): number {
+export function copyFileRange(
+  share: Share,
+  fhIn: number,
+  offsetIn: number,
+  nodeidOut: number,
+  fhOut: number,
+  offsetOut: number,
+  length: number,
+): number {
   const from = share.handles.find(fhIn, 0, Kind.file);
   const to = share.handles.find(fhOut, nodeidOut, Kind.file);
   if (from < 0 || to < 0) return -EBADF;

@@ -1,18 +1,6 @@
 /** Names: making and removing them, and reading symbolic links. */
 import { EMPTY_NAME, native } from 'vhost-user-ts/native';
-import {
-  AT_REMOVEDIR,
-  EINVAL,
-  S_IFBLK,
-  S_IFCHR,
-  S_IFDIR,
-  S_IFIFO,
-  S_IFLNK,
-  S_IFMT,
-  S_IFREG,
-  S_IFSOCK,
-  S_ISGID,
-} from '../linux.js';
+import { AT_REMOVEDIR, EINVAL, S_IFBLK, S_IFCHR, S_IFDIR, S_IFIFO, S_IFLNK, S_IFMT, S_IFREG, S_IFSOCK, S_ISGID } from '../linux.js';
 import { lookupName, unref } from './lookup.js';
 import { isLocal } from './open.js';
 import { setContexts } from './secctx.js';
@@ -143,5 +131,5 @@ export function link(share: Share, nodeid: number, newParent: number, newName: n
   const error = native.linkProc(share.procfd, fd, dirfd, newName);
   if (error < 0) return error;
   const entry = lookupName(share, dir, dirfd, newName, false);
-  return entry < 0 ? entry : 0;
+  return Math.min(entry, 0);
 }

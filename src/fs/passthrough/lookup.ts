@@ -50,7 +50,7 @@ export function lookup(share: Share, parent: number, name: number, nameLength: n
   if (nameLength === 1 && u8[name] === DOT) slot = lookupSelf(share, dir, dirfd);
   else if (nameLength === 2 && u8[name] === DOT && u8[name + 1] === DOT) slot = lookupParent(share, dir, dirfd);
   else slot = lookupName(share, dir, dirfd, name, false);
-  return slot < 0 ? slot : 0;
+  return Math.min(slot, 0);
 }
 
 /** FORGET; a count beyond what the guest holds forgets the inode. */
@@ -221,7 +221,11 @@ function found(share: Share, slot: number, dir: number): number {
   const entry = share.entry;
   entry.nodeid = inodes.nodeid(slot);
   entry.attrFlags = 0;
-  if (share.session.submounts && inodes.u32[at + Inode.type] === S_IFDIR && inodes.u32[at + Inode.mount] !== inodes.u32[(dir << SHIFT) + Inode.mount]) {
+  if (
+    share.session.submounts &&
+    inodes.u32[at + Inode.type] === S_IFDIR &&
+    inodes.u32[at + Inode.mount] !== inodes.u32[(dir << SHIFT) + Inode.mount]
+  ) {
     entry.attrFlags = FUSE_ATTR_SUBMOUNT;
   }
   share.translateAttr();

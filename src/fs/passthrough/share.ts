@@ -27,11 +27,11 @@ import {
   S_IFDIR,
   S_IFMT,
   S_IFREG,
-  Statfs,
-  Statx,
   STATX_BASIC_STATS,
   STATX_BTIME,
   STATX_MNT_ID,
+  Statfs,
+  Statx,
 } from '../linux.js';
 import { MountFlag, MountTable } from '../mounts.js';
 import { XattrMap } from '../xattrmap.js';
@@ -59,7 +59,15 @@ const NO_SESSION: SessionOptions = {
 
 /** One shared directory. */
 export class Share {
-  readonly caller: Caller = { uid: 0, gid: 0, pid: 0, supplementaryGid: -1, securityContexts: 0, securityContextCount: 0, securityContextBytes: 0 };
+  readonly caller: Caller = {
+    uid: 0,
+    gid: 0,
+    pid: 0,
+    supplementaryGid: -1,
+    securityContexts: 0,
+    securityContextCount: 0,
+    securityContextBytes: 0,
+  };
   readonly entry: Entry = { nodeid: 0, generation: 0, attrFlags: 0 };
   readonly opened: Opened = { fh: 0, openFlags: 0 };
   readonly attr = arenaAlloc(Statx.bytes);
@@ -131,7 +139,8 @@ export class Share {
     this.mandatoryHandles = mode === 'mandatory';
     this.useHandles = mode !== 'never' && native.hasCapability(CAP_DAC_READ_SEARCH) === 1;
     if (mode === 'mandatory' && !this.useHandles) throw new Error('file handles need the capability CAP_DAC_READ_SEARCH');
-    if (mode === 'prefer' && !this.useHandles) this.#warn('no file handles without the capability CAP_DAC_READ_SEARCH: every known inode keeps a descriptor');
+    if (mode === 'prefer' && !this.useHandles)
+      this.#warn('no file handles without the capability CAP_DAC_READ_SEARCH: every known inode keeps a descriptor');
     this.credentials.setUmask(0);
     this.#openRoot(options.root);
   }
@@ -140,11 +149,18 @@ export class Share {
     const fd = must(native.openat(-100, cString(path), O_PATH | O_DIRECTORY, 0), path);
     must(native.statx(fd, EMPTY_NAME, AT_EMPTY_PATH, LOOKUP_MASK, this.attr), path);
     const mount = must(this.mountOfFd(fd), path);
-    if (this.mandatoryHandles && this.mounts.flags(mount) & MountFlag.noHandles) throw new Error(`${path}: its file system has no file handles that can be opened`);
+    if (this.mandatoryHandles && this.mounts.flags(mount) & MountFlag.noHandles)
+      throw new Error(`${path}: its file system has no file handles that can be opened`);
     const word = this.attr >> 2;
-    const slot = this.inodes.insert(arena.u32[word + (Statx.ino >> 2)] as number, arena.u32[word + (Statx.ino >> 2) + 1] as number, mount, S_IFDIR);
+    const slot = this.inodes.insert(
+      arena.u32[word + (Statx.ino >> 2)] as number,
+      arena.u32[word + (Statx.ino >> 2) + 1] as number,
+      mount,
+      S_IFDIR,
+    );
     if (slot !== ROOT_SLOT) throw new Error('the state block has a root already');
-    if (this.handlesOn(mount) && native.nameToHandle(fd, EMPTY_NAME, AT_EMPTY_PATH, this.handle) === 0) this.inodes.setHandle(slot, this.handle);
+    if (this.handlesOn(mount) && native.nameToHandle(fd, EMPTY_NAME, AT_EMPTY_PATH, this.handle) === 0)
+      this.inodes.setHandle(slot, this.handle);
     this.inodes.f64[((slot << SHIFT) + Inode.nlookup) >> 1] = 1;
     this.pin(slot, fd);
   }
@@ -318,7 +334,9 @@ export class Share {
     if ((arena.u32[word] as number) & STATX_BTIME) this.mounts.setFlag(index, MountFlag.birthTime);
     if (this.useHandles && !this.#tryHandles(index, fd)) {
       this.mounts.setFlag(index, MountFlag.noHandles);
-      this.#warn(`mount ${id}: no file handles that can be opened, ${this.mandatoryHandles ? 'it is not shared' : 'its known inodes keep descriptors'}`);
+      this.#warn(
+        `mount ${id}: no file handles that can be opened, ${this.mandatoryHandles ? 'it is not shared' : 'its known inodes keep descriptors'}`,
+      );
     }
     return index;
   }

@@ -1,6 +1,16 @@
 /** Extended attributes, on the inode's O_PATH descriptor by way of /proc/self/fd. Names go through `--xattrmap`. */
 import { arena, EMPTY_NAME, native } from 'vhost-user-ts/native';
-import { AT_EMPTY_PATH, ENODATA, ENOSYS, EOPNOTSUPP, EPERM, FUSE_SETXATTR_ACL_KILL_SGID, S_ISGID, Statx, STATX_BASIC_STATS } from '../linux.js';
+import {
+  AT_EMPTY_PATH,
+  ENODATA,
+  ENOSYS,
+  EOPNOTSUPP,
+  EPERM,
+  FUSE_SETXATTR_ACL_KILL_SGID,
+  S_ISGID,
+  STATX_BASIC_STATS,
+  Statx,
+} from '../linux.js';
 import type { Share } from './share.js';
 
 const { u8, u16 } = arena;
@@ -21,7 +31,15 @@ export function getxattr(share: Share, nodeid: number, name: number, out: number
 }
 
 /** SETXATTR. */
-export function setxattr(share: Share, nodeid: number, name: number, value: number, size: number, flags: number, extraFlags: number): number {
+export function setxattr(
+  share: Share,
+  nodeid: number,
+  name: number,
+  value: number,
+  size: number,
+  flags: number,
+  extraFlags: number,
+): number {
   if (!share.xattr) return -ENOSYS;
   const hostName = mapName(share, name);
   if (hostName < 0) return hostName;

@@ -303,7 +303,7 @@ export class VhostUserBackend {
       case 'SET_VRING_CALL': {
         const { queue } = this.#vring(Number(message.payload & VRING_INDEX_MASK));
         closeFd(queue.callFd);
-        queue.callFd = this.#takeEventfd(message.payload);
+        queue.callFd = this.#takeSignal(message.payload);
         // Completions that were signalled on the old descriptor may not have been seen: one interrupt too many does no harm.
         if (queue.running) queue.signal();
         return undefined;
@@ -311,7 +311,7 @@ export class VhostUserBackend {
       case 'SET_VRING_ERR': {
         const vring = this.#vring(Number(message.payload & VRING_INDEX_MASK));
         closeFd(vring.errFd);
-        vring.errFd = this.#takeEventfd(message.payload);
+        vring.errFd = this.#takeSignal(message.payload);
         return undefined;
       }
       case 'SET_VRING_ENABLE': {
@@ -376,6 +376,13 @@ export class VhostUserBackend {
 
   #takeEventfd(value: bigint): number {
     return (value & NO_FD) !== 0n ? -1 : this.#connection.fds.take();
+  }
+
+  /** A descriptor that is written to: virtio_uml passes pipes, which must never block us when nobody reads them. */
+  #takeSignal(value: bigint): number {
+    const fd = this.#takeEventfd(value);
+    if (fd >= 0) native.setNonBlocking(fd, 1);
+    return fd;
   }
 
   #getConfig(offset: number, size: number, flags: number): Payloads['config'] {
