@@ -20,6 +20,7 @@ import { accessSync, constants, existsSync, mkdtempSync, readFileSync, rmSync, s
 import { homedir, tmpdir } from 'node:os';
 import path from 'node:path';
 import type { Duplex } from 'node:stream';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { Agent, type Command, type CommandEnd, type CommandOptions, GuestError } from './guest/agent.js';
 import { type Daemon, repository, startDaemon } from './guest/daemon.js';
 import { buildInitrd } from './guest/initrd.js';
@@ -187,19 +188,23 @@ export class Guest {
       LANG: 'C.UTF-8',
     });
     if (options.kind === 'qemu') this.#qmp = new Qmp(child.process.stdio[4] as unknown as Duplex);
+    const daemons = (options.shares ?? []).map(({ socket }) => socket).filter((socket) => typeof socket !== 'string');
+    if (machine.rootDaemon) daemons.push(machine.rootDaemon);
+    for (const daemon of daemons) {
+      void daemon.exited.then(async (end) => {
+        // A daemon that ends properly may do so because its guest has ended: let that be noticed first.
+        if (end.status === 0) await sleep(300);
+        this.#fail(`the daemon ended with ${describeEnd(end)}${lastWords(daemon.log)}`);
+      });
+    }
     this.exited = child.exited.then(async (end) => {
+      // A machine that cannot reach its daemon gives up at once, maybe before the daemon's end is noticed.
+      if (end.status !== 0 && !this.#failure) await Promise.race([sleep(300), ...daemons.map((daemon) => daemon.exited)]);
       this.#fail(end.status === 0 ? 'the guest is off' : `the guest's machine ended with ${describeEnd(end)}${lastWords(child.log)}`);
       await machine.rootDaemon?.stop();
       rmSync(machine.folder, { recursive: true, force: true });
       return end;
     });
-    const daemons = (options.shares ?? []).map(({ socket }) => socket).filter((socket) => typeof socket !== 'string');
-    for (const daemon of [...daemons, ...(machine.rootDaemon ? [machine.rootDaemon] : [])]) {
-      void daemon.exited.then((end) => {
-        // Daemons end with their guest: give the guest's own end the time to be noticed first.
-        setTimeout(() => this.#fail(`the daemon ended with ${describeEnd(end)}${lastWords(daemon.log)}`), 300);
-      });
-    }
   }
 
   /** Waits until the guest is up and mounts its shares; for use after a restart that the guest did itself. */

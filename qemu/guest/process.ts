@@ -106,9 +106,9 @@ export function describeEnd({ status, signal }: ProcessEnd): string {
   return signal ?? `status ${status}`;
 }
 
-/** For messages: the last line of a log, as an addition to a sentence. */
+/** For messages: the last line of a log, as an addition to a sentence; of an uncaught exception, the line that names it. */
 export function lastWords(log: string[]): string {
-  const line = log.findLast((text) => text.trim() !== '');
+  const line = log.slice(-20).findLast((text) => /^\w*Error\b.*:/.test(text)) ?? log.findLast((text) => text.trim() !== '');
   return line ? `; its last line: ${line.trim()}` : '; it said nothing';
 }
 
