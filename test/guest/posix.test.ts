@@ -30,7 +30,7 @@ interface Case {
 const ACL = ['--xattr', '--posix-acl'];
 const cases: Case[] = [
   { name: 'UML 6.12', kind: 'uml', kernel: '6.12', options: ACL },
-  { name: 'UML 6.12, cache never', kind: 'uml', kernel: '6.12', options: [...ACL, '--cache=never'] },
+  { name: 'UML 6.12, cache never', kind: 'uml', kernel: '6.12', options: [...ACL, '--cache=never', '--allow-mmap'] },
   { name: 'UML 6.12, cache always and writeback', kind: 'uml', kernel: '6.12', options: [...ACL, '--cache=always', '--writeback'] },
   { name: 'UML 6.12, no file handles', kind: 'uml', kernel: '6.12', options: [...ACL, '--inode-file-handles=never'] },
   { name: 'UML 7.2', kind: 'uml', kernel: '7.2', options: ACL },

@@ -30,19 +30,30 @@ export function hostTranscript(program: string, directory: string): string[] {
   return execFileSync(program, [join(directory, 'work'), join(directory, 'small')], { encoding: 'utf8' }).split('\n');
 }
 
+/** Lines by step ("section.step"); a step that says several things keeps them in their order. */
+function bySteps(lines: readonly string[]): Map<string, string> {
+  const steps = new Map<string, string>();
+  for (const line of lines) {
+    const colon = line.indexOf(':');
+    const step = line.slice(0, colon);
+    const before = steps.get(step);
+    const text = line.slice(colon + 2);
+    steps.set(step, before === undefined ? text : `${before}; ${text}`);
+  }
+  return steps;
+}
+
 /**
  * Compares two transcripts.
  * @param except steps that are known to differ, each with what the guest says instead
+ * @returns a line for each difference
  */
 export function differences(host: readonly string[], guest: readonly string[], except: Readonly<Record<string, string>> = {}): string[] {
-  const step = (line: string) => line.slice(0, line.indexOf(':'));
-  const expected = host.map((line) => {
-    const instead = except[step(line)];
-    return instead === undefined ? line : `${step(line)}: ${instead}`;
-  });
-  const found: string[] = [];
-  for (let i = 0; i < Math.max(expected.length, guest.length); i++) {
-    if (expected[i] !== guest[i]) found.push(`host: ${expected[i] ?? '(nothing)'}   guest: ${guest[i] ?? '(nothing)'}`);
-  }
-  return found;
+  const expected = bySteps(host);
+  for (const [step, text] of Object.entries(except)) expected.set(step, text);
+  const found = bySteps(guest);
+  const steps = new Set([...expected.keys(), ...found.keys()]);
+  return [...steps]
+    .filter((step) => expected.get(step) !== found.get(step))
+    .map((step) => `${step}: host ${expected.get(step) ?? '(nothing)'}, guest ${found.get(step) ?? '(nothing)'}`);
 }
