@@ -1,0 +1,257 @@
+/**
+ * Remote fsnotify as the rest of the daemon sees it: the guest's watch requests in, messages in the guest's buffers out.
+ * Which watcher serves an object is decided here.
+ */
+import { native } from 'vhost-user-ts/native';
+import { Counter, Counters } from './counters.js';
+import { Echoes } from './echo.js';
+import { Fanotify, type FanotifyAbility, fanotifyAbility } from './fanotify.js';
+import { Inotify } from './inotify.js';
+import { DIRENT, FS_ATTRIB, FS_CLOSE_WRITE, FS_EVENT_ON_CHILD, FS_MODIFY, FS_RENAME, MODIFIERS, maskText } from './mask.js';
+import type { WatchNodes } from './nodes.js';
+import { type BufferSource, Notifier, type NotifierOptions } from './notifier.js';
+import { type GuestCaches, Translator } from './translate.js';
+import { EOPNOTSUPP, type HostWatcher } from './watcher.js';
+
+/** `--fsnotify`. */
+export type FsnotifyMode = 'auto' | 'fanotify' | 'inotify' | 'off';
+
+export interface FsnotifyOptions extends NotifierOptions {
+  mode: Exclude<FsnotifyMode, 'off'>;
+  /** Objects that the guest may watch at a time. */
+  limit?: number;
+  /** One line for people. */
+  warn?: (line: string) => void;
+}
+
+/** Each watch keeps an inode in the host kernel's memory: about 1 KiB. */
+export const DEFAULT_WATCH_LIMIT = 131_072;
+
+/** struct fuse_fsnotify_in.flags: the mask is for everything that the guest looks up. */
+const FSNOTIFY_ALL = 1;
+
+const EXDEV = 18;
+const ENODEV = 19;
+const EINVAL = 22;
+const EPOLLIN = 1;
+
+/** What may not be stale when the guest keeps names and attributes for a day (`--cache=notify`). */
+const COHERENT = (FS_MODIFY | FS_ATTRIB | FS_CLOSE_WRITE | (DIRENT & ~FS_RENAME) | FS_EVENT_ON_CHILD) >>> 0;
+
+/** A watcher with the translator that knows its slots. */
+interface Half {
+  readonly watcher: HostWatcher;
+  readonly translator: Translator;
+}
+
+export class Fsnotify {
+  readonly supportedLow: number;
+  readonly supportedHigh = 0;
+  readonly notifier: Notifier;
+  readonly counters: Counters;
+  /** Readable when the host has events. */
+  readonly fd: number;
+  /** Where the file system says what it does; null while no watcher needs it (fanotify is told by the kernel). */
+  echoes: Echoes | null = null;
+
+  readonly #nodes: WatchNodes;
+  readonly #procfd: number;
+  readonly #limit: number;
+  readonly #warn: (line: string) => void;
+  readonly #caches: GuestCaches = { inodes: true, entries: true, negative: true };
+  readonly #first: Half;
+  /** In mode auto: inotify for what fanotify cannot mark, made when it is first needed. */
+  #second: Half | null = null;
+  readonly #epoll: number;
+  /** Mask of FUSE_FSNOTIFY_ALL, 0: not asked. */
+  #all = 0;
+  #coherent = false;
+  #toldLimit = false;
+
+  /**
+   * @param root an O_PATH descriptor of the shared directory: what it can do decides in mode auto
+   * @param procfd a descriptor of /proc/self/fd
+   * @throws Error when the mode cannot be had
+   */
+  constructor(nodes: WatchNodes, root: number, procfd: number, options: FsnotifyOptions, counters = new Counters()) {
+    this.#nodes = nodes;
+    this.#procfd = procfd;
+    this.#limit = options.limit ?? DEFAULT_WATCH_LIMIT;
+    this.#warn = options.warn ?? (() => undefined);
+    this.counters = counters;
+    this.notifier = new Notifier(counters, options);
+    this.notifier.onOverflow = () => this.#rearm();
+    const ability: FanotifyAbility | number = options.mode === 'inotify' ? -EOPNOTSUPP : fanotifyAbility(root, procfd);
+    if (typeof ability === 'number' && options.mode === 'fanotify')
+      throw new Error(`fanotify cannot watch the shared directory: errno ${-ability}`);
+    if (typeof ability === 'number') {
+      if (options.mode === 'auto')
+        this.#warn(`fanotify cannot watch the shared directory (errno ${-ability}): inotify reports changes only`);
+      this.#first = this.#inotify();
+    } else this.#first = this.#half(new Fanotify(ability, nodes, procfd, this.#limit, counters));
+    this.supportedLow = this.#first.watcher.supported;
+    if (options.mode === 'auto' && this.#first.watcher.kind === 'fanotify') {
+      this.#epoll = native.epollCreate();
+      if (this.#epoll < 0) throw new Error(`epoll_create1: errno ${-this.#epoll}`);
+      native.epollAdd(this.#epoll, this.#first.watcher.fd, EPOLLIN, 0);
+      this.fd = this.#epoll;
+    } else {
+      this.#epoll = -1;
+      this.fd = this.#first.watcher.fd;
+    }
+  }
+
+  /** Which watcher serves the shared directory itself. */
+  get kind(): 'fanotify' | 'inotify' | 'both' {
+    return this.#second === null ? this.#first.watcher.kind : 'both';
+  }
+
+  /** A session begins. `caches`: what its guest keeps. `coherent`: every directory it knows is marked, so that nothing it keeps gets old. */
+  begin(caches?: Readonly<GuestCaches>, coherent = false): void {
+    this.end();
+    if (caches !== undefined) Object.assign(this.#caches, caches);
+    this.#coherent = coherent;
+    if (coherent) this.#nodes.directories((nodeid) => this.known(nodeid));
+  }
+
+  /** The session ends. */
+  end(): void {
+    this.#all = 0;
+    this.#coherent = false;
+    this.#toldLimit = false;
+    this.#first.watcher.clear();
+    this.#second?.watcher.clear();
+    this.notifier.reset();
+    this.counters.values[Counter.watches] = 0;
+  }
+
+  /**
+   * FUSE_FSNOTIFY: the watch of a node, an absolute mask; 0 ends it. When it returns 0 every later change is reported.
+   * @returns 0; -ENOENT, -ESTALE: not this node; -EOPNOTSUPP: bits that nobody can deliver; -ENOSPC: too many watches; -EINVAL: unknown
+   *   flags; else what the system said
+   */
+  watch(nodeid: number, generation: number, maskLow: number, maskHigh: number, flags: number): number {
+    const error = this.#watch(nodeid, generation, maskLow >>> 0, maskHigh, flags);
+    if (error < 0) this.counters.add(Counter.refused);
+    this.counters.values[Counter.watches] = this.watches;
+    return error;
+  }
+
+  #watch(nodeid: number, generation: number, mask: number, maskHigh: number, flags: number): number {
+    const unknown = this.#nodes.check(nodeid, generation);
+    if (unknown < 0) return unknown;
+    if ((flags & ~FSNOTIFY_ALL) !== 0) return -EINVAL;
+    if (maskHigh !== 0 || (mask & ~this.supportedLow) !== 0) return -EOPNOTSUPP;
+    if ((mask & ~MODIFIERS) === 0) mask = 0;
+    if ((flags & FSNOTIFY_ALL) === 0) return this.#set(nodeid, (mask | this.#all) >>> 0);
+    // Every directory, with what happens to its children: a file that the guest knows is in a directory that it knows.
+    this.#all = mask === 0 ? 0 : (mask | FS_EVENT_ON_CHILD) >>> 0;
+    let result = 0;
+    this.#nodes.directories((directory) => {
+      const error = this.#set(directory, this.#all);
+      if (error < 0) result = error;
+    });
+    return result;
+  }
+
+  /** Objects watched for the guest. */
+  get watches(): number {
+    return this.#first.watcher.table.watches + (this.#second?.watcher.table.watches ?? 0);
+  }
+
+  /** The guest has looked up a directory that it did not know: matters with FUSE_FSNOTIFY_ALL and coherence alone. */
+  known(nodeid: number): void {
+    let error = 0;
+    if (this.#coherent) {
+      error = this.#first.watcher.keep(nodeid, COHERENT & this.supportedLow);
+      if (this.#elsewhere(error)) error = this.#other().watcher.keep(nodeid, COHERENT & this.#other().watcher.supported);
+    }
+    if (error === 0 && this.#all !== 0) error = this.#set(nodeid, this.#all);
+    // There is no reply to put it in. What is not marked can change unseen, which OVERFLOW says.
+    if (error < 0) {
+      if (!this.#toldLimit) this.#warn(`a directory could not be marked (errno ${-error}): the guest is told that events may be missing`);
+      this.#toldLimit = true;
+      this.notifier.overflow();
+    }
+  }
+
+  /** The guest forgot a node (nlookup 0): while the store still has its descriptor. */
+  forget(nodeid: number): void {
+    this.#first.watcher.forget(nodeid);
+    this.#second?.watcher.forget(nodeid);
+    this.counters.values[Counter.watches] = this.watches;
+  }
+
+  /** Where the guest's buffers come from; null: nowhere. */
+  attach(source: BufferSource | null): void {
+    this.notifier.attach(source);
+    this.notifier.pump();
+  }
+
+  /** The guest has given buffers. */
+  buffersArrived(): void {
+    this.notifier.pump();
+  }
+
+  /** Reads what the host has and hands it over. @returns whether there may be more: other work goes first, then call again. */
+  drain(): boolean {
+    let more = this.#first.watcher.drain(this.#first.translator);
+    if (this.#second?.watcher.drain(this.#second.translator)) more = true;
+    this.notifier.pump();
+    return more;
+  }
+
+  /** Every watch, for people: nodeid and mask in words. */
+  *list(): Generator<{ nodeid: number; mask: string }> {
+    for (const half of this.#second === null ? [this.#first] : [this.#first, this.#second]) {
+      const { table } = half.watcher;
+      for (let slot = 1; slot < table.top; slot++) {
+        const mask = table.mask[slot] as number;
+        if (table.nodeid[slot] !== 0 && mask !== 0) yield { nodeid: table.nodeid[slot] as number, mask: maskText(mask) };
+      }
+    }
+  }
+
+  close(): void {
+    this.#first.watcher.close();
+    this.#second?.watcher.close();
+    if (this.#epoll >= 0) native.close(this.#epoll);
+    this.notifier.free();
+  }
+
+  #set(nodeid: number, mask: number): number {
+    const error = this.#first.watcher.set(nodeid, mask);
+    if (mask === 0) this.#second?.watcher.set(nodeid, 0);
+    if (!this.#elsewhere(error)) return error;
+    const { watcher } = this.#other();
+    // The object's file system can be watched by inotify alone, which has changes: better these than nothing.
+    return watcher.set(nodeid, (mask & watcher.supported) >>> 0);
+  }
+
+  /** Whether an error of fanotify says that this file system cannot be marked, and inotify may be used. */
+  #elsewhere(error: number): boolean {
+    return this.#epoll >= 0 && (error === -EOPNOTSUPP || error === -ENODEV || error === -EXDEV);
+  }
+
+  #other(): Half {
+    if (this.#second === null) {
+      this.#second = this.#inotify();
+      native.epollAdd(this.#epoll, this.#second.watcher.fd, EPOLLIN, 0);
+    }
+    return this.#second;
+  }
+
+  #inotify(): Half {
+    this.echoes = new Echoes();
+    return this.#half(new Inotify(this.#nodes, this.#procfd, this.#limit, this.counters, this.echoes));
+  }
+
+  #half(watcher: HostWatcher): Half {
+    return { watcher, translator: new Translator(watcher.table, this.#nodes, this.notifier, this.counters, this.#caches) };
+  }
+
+  #rearm(): void {
+    const failed = this.#first.watcher.rearm() + (this.#second?.watcher.rearm() ?? 0);
+    if (failed > 0) this.#warn(`${failed} watched objects could not be marked again after events were lost`);
+  }
+}
