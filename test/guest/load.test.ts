@@ -27,7 +27,7 @@ const FIO = [
 ];
 
 const STRESSORS =
-  'hdd,dir,dirdeep,dentry,rename,link,symlink,filename,flock,lockofd,utime,xattr,fallocate,fiemap,seek,copy-file,sync-file,dirmany,chmod,chown,touch,open,getdent,iomix,metamix,acl';
+  'hdd,dir,dirdeep,dentry,rename,link,symlink,filename,flock,lockofd,utime,xattr,fallocate,fiemap,seek,copy-file,sync-file,dirmany,chmod,chown,touch,open,getdent,iomix,acl';
 
 describe('load in a guest', () => {
   for (const [name, daemonOptions] of [
@@ -57,7 +57,7 @@ describe('load in a guest', () => {
       for (const stressor of STRESSORS.split(',')) {
         await ok(
           setup,
-          `stress-ng --${stressor} 2 --timeout 4 --verify --temp-path /mnt --hdd-bytes 16m --iomix-bytes 16m --fallocate-bytes 16m --copy-file-bytes 16m`,
+          `stress-ng --${stressor} 2 --timeout 3 --verify --temp-path /mnt --hdd-bytes 16m --iomix-bytes 16m --fallocate-bytes 16m`,
         );
       }
     } finally {
@@ -87,7 +87,10 @@ describe('load in a guest', () => {
       version: string;
     };
     writeFileSync(join(app, 'package.json'), JSON.stringify({ name: 'app', version: '1.0.0', dependencies: { [name]: version } }));
-    execFileSync('npm', ['install', '--cache', cache, '--no-audit', '--no-fund'], { cwd: app, stdio: 'pipe' });
+    // Once to make the lock file, once more as the guest will do it: so that all it asks for is in the cache.
+    for (const command of ['install', 'ci']) {
+      execFileSync('npm', [command, '--cache', cache, '--no-audit', '--no-fund'], { cwd: app, stdio: 'pipe' });
+    }
     rmSync(join(app, 'node_modules'), { recursive: true });
 
     const setup = await setUp({ kind: 'uml', kernel: '6.12', hostRoot: true, memoryMiB: 768, daemonOptions: ['--xattr'] });
