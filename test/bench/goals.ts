@@ -1,0 +1,128 @@
+/** The project's goals of speed, each with what was measured: ratios to the best peer of the same run. */
+import type { DaemonName } from './daemons.js';
+import type { Body, Cell, LevelA, Row } from './levela.js';
+
+const PEERS: readonly DaemonName[] = ['rust', 'rust-never', 'c'];
+
+export interface Goal {
+  goal: string;
+  /** Worst case and which row that is. */
+  measured: string;
+  met: boolean;
+  /** Rows that miss it. */
+  missed: string[];
+}
+
+/** Ours against the best peer, in one row. */
+export interface Ratios {
+  row: Row;
+  /** Above 1: we do more. */
+  speed: number;
+  /** Below 1: we take less CPU time, or less time. */
+  cpu: number;
+  p99: number;
+  ours: Cell;
+  best: { name: DaemonName; cell: Cell };
+}
+
+export function ratiosOf(row: Row): Ratios | undefined {
+  const ours = row.cells.ours;
+  const peers = PEERS.flatMap((name) => {
+    const cell = row.cells[name];
+    return cell === undefined ? [] : [{ name, cell }];
+  });
+  const fastest = peers.toSorted((a, b) => b.cell.perSecond.median - a.cell.perSecond.median)[0];
+  if (ours === undefined || fastest === undefined) return undefined;
+  return {
+    row,
+    speed: ours.perSecond.median / fastest.cell.perSecond.median,
+    cpu: ours.cpu.median / Math.min(...peers.map(({ cell }) => cell.cpu.median)),
+    p99: ours.p99.median / Math.min(...peers.map(({ cell }) => cell.p99.median)),
+    ours,
+    best: fastest,
+  };
+}
+
+const SMALL = ['getattr', 'lookup', 'lookup-many', 'missing', 'statfs', 'getxattr', 'read-4k', 'write-4k'];
+const LARGE = ['read-128k', 'read-1m', 'write-128k', 'write-1m'];
+const CYCLES = ['open-read-release', 'create-cycle', 'lookup-forget'];
+
+/** Goals of level a. A goal without measurements is left out. */
+export function goalsOf({ rows, bodies }: LevelA): Goal[] {
+  const all = rows.flatMap((row) => ratiosOf(row) ?? []);
+  const some = (operations: string[], depth?: number) =>
+    all.filter(({ row }) => operations.includes(row.operation) && (depth === undefined || row.depth === depth));
+  const listings = all.filter(({ row }) => row.operation.startsWith('readdirplus'));
+  const [fewer, more] = [cellOf(rows, 'lookup d16'), cellOf(rows, 'lookup-many d16')];
+  const [idle, busy] = [cellOf(rows, 'getattr d1'), cellOf(rows, 'cold-mix d17')];
+  const goals = [
+    atLeast('metadata and 4k, depth 16: op/s ≥ 2.0× the best peer', some(SMALL, 16), 2.0, speed),
+    atMost('metadata and 4k, depth 16: CPU per request ≤ 0.6×', some(SMALL, 16), 0.6, cpu),
+    atLeast('metadata and 4k, depth 1: op/s ≥ 1.0×', some(SMALL, 1), 1.0, speed),
+    atMost('metadata and 4k, depth 1: CPU per request ≤ 1.0×', some(SMALL, 1), 1.0, cpu),
+    atLeast('128k and 1M, depth 16: op/s ≥ 1.3×', some(LARGE, 16), 1.3, speed),
+    atLeast('128k and 1M, depth 1: op/s ≥ 1.0×', some(LARGE, 1), 1.0, speed),
+    atLeast('READDIRPLUS: op/s ≥ 1.5×', listings, 1.5, speed),
+    atLeast('the three cycles: op/s ≥ 1.2×', some(CYCLES), 1.2, speed),
+    atMost('p99 ≤ 1.0×, in every row', all, 1.0, (ratios) => ratios.p99),
+    idle && busy && limit('p99 of GETATTR beside 16 cold reads ≤ 2× idle', busy.p99.median / idle.p99.median, 2, '×'),
+    fewer &&
+      more &&
+      flat('look-ups equally fast (± 10 %) with 1 000 and with many known names, depth 16', more.perSecond.median / fewer.perSecond.median),
+    ...(bodies.ours ? bodyGoals(bodies.ours) : []),
+  ];
+  return goals.filter((goal) => goal !== undefined);
+}
+
+function bodyGoals(body: Body): Goal[] {
+  return [
+    limit('socket ready ≤ 150 ms after the start', body.readyMs, 150, ' ms'),
+    limit('idle RSS ≤ 60 MiB', body.idleRssBytes / 2 ** 20, 60, ' MiB'),
+    limit(`≤ 300 bytes per known inode (of ${body.inodes})`, body.bytesPerInode, 300, ' bytes'),
+    limit('no wake-ups when idle', body.idleWakeups, 0, ' per second'),
+  ];
+}
+
+const speed = (ratios: Ratios): number => ratios.speed;
+const cpu = (ratios: Ratios): number => ratios.cpu;
+
+function cellOf(rows: Row[], id: string): Cell | undefined {
+  return rows.find((row) => row.id === id)?.cells.ours;
+}
+
+function atLeast(goal: string, of: Ratios[], least: number, value: (ratios: Ratios) => number): Goal | undefined {
+  return overRows(goal, of, value, (number) => number >= least, -1);
+}
+
+function atMost(goal: string, of: Ratios[], most: number, value: (ratios: Ratios) => number): Goal | undefined {
+  return overRows(goal, of, value, (number) => number <= most, 1);
+}
+
+/** The worst row decides. */
+function overRows(
+  goal: string,
+  of: Ratios[],
+  value: (ratios: Ratios) => number,
+  good: (number: number) => boolean,
+  worst: 1 | -1,
+): Goal | undefined {
+  const sorted = of.toSorted((a, b) => worst * (value(b) - value(a)));
+  const first = sorted[0];
+  if (first === undefined) return undefined;
+  const missed = sorted.filter((ratios) => !good(value(ratios))).map((ratios) => `${ratios.row.id} ${value(ratios).toFixed(2)}×`);
+  const met = of.length - missed.length;
+  return {
+    goal,
+    measured: `${value(first).toFixed(2)}× at worst (${first.row.id}); met in ${met} of ${of.length} rows`,
+    met: missed.length === 0,
+    missed,
+  };
+}
+
+function limit(goal: string, value: number, most: number, unit: string): Goal {
+  return { goal, measured: `${value.toFixed(value < 10 ? 2 : 0)}${unit}`, met: value <= most, missed: [] };
+}
+
+function flat(goal: string, ratio: number): Goal {
+  return { goal, measured: `${ratio.toFixed(2)}×`, met: ratio >= 0.9 && ratio <= 1.1, missed: [] };
+}

@@ -1,0 +1,45 @@
+/** `make bench`: measures what the variables of the environment name (see bench.mk), and writes tables and plots. */
+import path from 'node:path';
+import { repository } from '../../qemu/guest/daemon.js';
+import { findDaemons } from './daemons.js';
+import { levelA } from './levela.js';
+import { describeMachine, goalTable, reportLevelA } from './report.js';
+
+const variable = (name: string): string | undefined => process.env[name] || undefined;
+const say = (line: string): void => void process.stderr.write(`bench: ${line}\n`);
+
+async function main(): Promise<void> {
+  const level = variable('LEVEL') ?? 'a';
+  const quick = !['0', undefined].includes(variable('QUICK'));
+  const only = variable('ONLY');
+  const rounds = variable('ROUNDS');
+  const daemons = variable('DAEMONS');
+  const whole = !quick && only === undefined && daemons === undefined && rounds === undefined;
+  const results = path.resolve(repository, variable('RESULTS') ?? (whole ? 'test/bench/results' : 'build/bench'));
+  const kinds = findDaemons((daemons ?? 'ours,rust,rust-never,c').split(','));
+  const settings = Object.fromEntries(
+    Object.entries({ level, quick: quick ? 'yes' : 'no', only, rounds }).filter(([, value]) => value !== undefined),
+  );
+  const machine = describeMachine(kinds, settings as Record<string, string>);
+  const options = {
+    quick,
+    only: only === undefined ? undefined : new RegExp(only),
+    rounds: rounds === undefined ? undefined : Number(rounds),
+    say,
+  };
+
+  const started = Date.now();
+  if (level === 'a') {
+    const [nothing] = findDaemons(['nothing']);
+    const result = await levelA(kinds, nothing as NonNullable<typeof nothing>, options);
+    console.log(goalTable(reportLevelA(results, machine, result, kinds)));
+  } else {
+    throw new Error(`there is no level ${level}: a, b or c`);
+  }
+  say(`${Math.round((Date.now() - started) / 1000)} s; the results are in ${path.relative(process.cwd(), results)}`);
+}
+
+main().catch((error: unknown) => {
+  process.stderr.write(`bench: ${error instanceof Error ? (error.stack ?? error.message) : error}\n`);
+  process.exitCode = 1;
+});

@@ -1,0 +1,248 @@
+/** Tables and plots of what was measured. */
+import { mkdirSync, readFileSync, statfsSync, writeFileSync } from 'node:fs';
+import os from 'node:os';
+import path from 'node:path';
+import { cacheFolder } from '../../qemu/guest.js';
+import type { DaemonKind, DaemonName } from './daemons.js';
+import { type Goal, goalsOf, ratiosOf } from './goals.js';
+import type { Cell, LevelA, Row } from './levela.js';
+import { barChart } from './plot.js';
+import type { Spread } from './statistics.js';
+
+export interface Machine {
+  date: string;
+  processor: string;
+  processors: number;
+  memoryGiB: number;
+  kernel: string;
+  fileSystem: string;
+  loadAtStart: number;
+  daemons: { name: string; label: string; version: string; options: string }[];
+  settings: Record<string, string>;
+}
+
+/** What the numbers depend on. Nothing of it names the machine. */
+export function describeMachine(kinds: readonly DaemonKind[], settings: Record<string, string>): Machine {
+  const model = /^model name\s*:\s*(.*)$/m.exec(readFileSync('/proc/cpuinfo', 'utf8'))?.[1];
+  return {
+    date: new Date().toISOString().slice(0, 16).replace('T', ' '),
+    processor: model ?? os.arch(),
+    processors: os.cpus().length,
+    memoryGiB: Math.round(os.totalmem() / 2 ** 30),
+    kernel: `${os.type()} ${os.release().split('-')[0]}`,
+    fileSystem: fileSystemOf(cacheFolder),
+    loadAtStart: os.loadavg()[0] ?? 0,
+    daemons: kinds.map((kind) => ({
+      name: kind.name,
+      label: kind.label,
+      version: kind.version,
+      options: kind.arguments({ shareDir: 'DIR', socketPath: 'SOCKET', cache: 'auto', tag: undefined }).join(' '),
+    })),
+    settings,
+  };
+}
+
+function fileSystemOf(folder: string): string {
+  const { type } = statfsSync(folder);
+  const known: Record<number, string> = {
+    61267: 'ext4',
+    1481003842: 'XFS',
+    2435016766: 'btrfs',
+    16914836: 'tmpfs',
+    2035054128: 'overlayfs',
+  };
+  return known[type] ?? `file system type 0x${type.toString(16)}`;
+}
+
+/** Writes level-a.json, level-a.md and the plots. */
+export function reportLevelA(folder: string, machine: Machine, result: LevelA, kinds: readonly DaemonKind[]): Goal[] {
+  const goals = goalsOf(result);
+  write(folder, 'level-a.json', `${JSON.stringify({ machine, goals, ...result }, null, 1)}\n`);
+  const labels = new Map(kinds.map(({ name, label }) => [name, label]));
+  const sections = [
+    '# Level a: requests through a front end of ours',
+    machineText(machine),
+    `The front end is one thread of C++ (\`client.cc\`) on a processor of its own. It sends what Linux would send and checks every reply.
+All daemons run at once and are measured in turn, round by round; the numbers are medians, ± half of the distance between the least and the greatest.
+An operation is a whole cycle where the row names several requests. CPU is that of all the daemon's threads. \`poll\`: the client polls instead of waiting for interrupts;
+\`noidx\`: without VIRTIO_F_EVENT_IDX; \`qN\`: N request queues. Kicks, interrupts and system calls are per operation; system calls were counted with strace at depth 1, in runs of their own.`,
+    ...(goals.length > 0 ? ['## Goals', goalTable(goals)] : []),
+    '## Against the best peer',
+    summaryTable(result.rows, labels),
+    ...(result.notes.length > 0 ? ['## Not measured', result.notes.map((note) => `* ${note}`).join('\n')] : []),
+    ...(result.bodies.ours ? ['## Apart from requests', bodyTable(result, labels)] : []),
+    ...(result.nothing.length > 0 ? ['## What the front end itself costs', nothingTable(result.nothing)] : []),
+    '## All numbers',
+    fullTable(result.rows, labels),
+  ];
+  for (const plot of plots(result.rows, kinds)) {
+    write(folder, plot.file, plot.svg);
+    sections.splice(-2, 0, `![${plot.title}](${plot.file})`);
+  }
+  write(folder, 'level-a.md', `${sections.join('\n\n')}\n`);
+  return goals;
+}
+
+function write(folder: string, name: string, content: string): void {
+  mkdirSync(folder, { recursive: true });
+  writeFileSync(path.join(folder, name), content);
+}
+
+export function machineText(machine: Machine): string {
+  const { date, processor, processors, memoryGiB, kernel, fileSystem, loadAtStart, daemons, settings } = machine;
+  return [
+    `${date} UTC; ${processors} processors (${processor}), ${memoryGiB} GiB, ${kernel}, ${fileSystem}; load ${loadAtStart.toFixed(1)} at the start.`,
+    `Settings: ${Object.entries(settings)
+      .map(([name, value]) => `${name} ${value}`)
+      .join(', ')}.`,
+    '',
+    ...daemons.map(({ label, version, options }) => `* **${label}** ${version}: \`${options}\``),
+  ].join('\n');
+}
+
+export function goalTable(goals: Goal[]): string {
+  return table(
+    ['goal', 'measured', 'met'],
+    goals.map(({ goal, measured, met, missed }) => [
+      goal,
+      measured + (missed.length > 1 ? `; missed: ${missed.slice(0, 8).join(', ')}` : ''),
+      met ? 'yes' : '**no**',
+    ]),
+  );
+}
+
+function summaryTable(rows: Row[], labels: Map<DaemonName, string>): string {
+  const lines = rows.flatMap((row) => {
+    const ratios = ratiosOf(row);
+    if (ratios === undefined) return [];
+    const { ours, best, speed, cpu, p99 } = ratios;
+    return [
+      [
+        title(row),
+        perSecond(ours),
+        perSecond(best.cell),
+        labels.get(best.name) ?? '',
+        `${speed.toFixed(2)}×`,
+        `${cpu.toFixed(2)}×`,
+        `${p99.toFixed(2)}×`,
+      ],
+    ];
+  });
+  return table(['row', 'ours, op/s', 'best peer, op/s', 'which', 'op/s', 'CPU', 'p99'], lines);
+}
+
+function bodyTable({ bodies }: LevelA, labels: Map<DaemonName, string>): string {
+  const lines = Object.entries(bodies).map(([name, body]) => [
+    labels.get(name as DaemonName) ?? name,
+    `${body.readyMs.toFixed(0)} ms`,
+    `${(body.idleRssBytes / 2 ** 20).toFixed(1)} MiB`,
+    body.idleWakeups.toFixed(1),
+    body.inodes.toLocaleString('en'),
+    Math.round(body.learntPerSecond).toLocaleString('en'),
+    body.bytesPerInode.toFixed(0),
+    body.openFilesPerInode.toFixed(2),
+  ]);
+  return table(
+    ['daemon', 'start to socket', 'idle RSS', 'wake-ups/s idle', 'inodes', 'new look-ups/s', 'bytes per inode', 'descriptors per inode'],
+    lines,
+  );
+}
+
+function nothingTable(rows: Row[]): string {
+  const lines = rows.flatMap((row) => {
+    const cell = row.cells.nothing;
+    return cell
+      ? [
+          [
+            row.id,
+            perSecond(cell),
+            us(cell.p50),
+            cell.clientCpu.toFixed(2),
+            cell.cpu.median.toFixed(2),
+            cell.kicks.toFixed(3),
+            cell.interrupts.toFixed(3),
+          ],
+        ]
+      : [];
+  });
+  return table(['row', 'requests/s', 'p50 µs', 'client CPU µs', 'back end CPU µs', 'kicks', 'interrupts'], lines);
+}
+
+function fullTable(rows: Row[], labels: Map<DaemonName, string>): string {
+  const lines = rows.flatMap((row) =>
+    Object.entries(row.cells).map(([name, cell]) => [
+      title(row),
+      labels.get(name as DaemonName) ?? name,
+      perSecond(cell),
+      us(cell.p50),
+      us(cell.p99),
+      us(cell.p999),
+      `${cell.cpu.median.toFixed(2)}`,
+      cell.clientCpu.toFixed(2),
+      cell.kicks.toFixed(2),
+      cell.interrupts.toFixed(2),
+      cell.systemCalls ? systemCalls(cell.systemCalls) : '',
+      cell.errors > 0 ? `${cell.errors}: ${cell.firstError}` : '0',
+    ]),
+  );
+  return table(
+    ['row', 'daemon', 'op/s', 'p50 µs', 'p99 µs', 'p99.9 µs', 'CPU µs', 'client CPU µs', 'kicks', 'interrupts', 'system calls', 'wrong'],
+    lines,
+  );
+}
+
+function systemCalls(calls: Record<string, number>): string {
+  const total = Object.values(calls).reduce((sum, count) => sum + count, 0);
+  return total.toFixed(total < 20 ? 1 : 0);
+}
+
+function plots(rows: Row[], kinds: readonly DaemonKind[]): { file: string; title: string; svg: string }[] {
+  const chart = (file: string, title: string, depth: number, unit: string, value: (row: Row, cell: Cell) => number | undefined) => {
+    const usual = rows.filter((row) => row.depth === depth && row.waits && row.eventIdx && row.queues === 1);
+    const groups = usual.map((row) => ({
+      label: row.title,
+      values: kinds.map(({ name }) => {
+        const cell = row.cells[name];
+        return cell === undefined ? undefined : value(row, cell);
+      }),
+    }));
+    return groups.length === 0
+      ? []
+      : [{ file, title, svg: barChart({ title, unit, series: kinds.map(({ label }) => label), groups, mark: 1 }) }];
+  };
+  const best = (row: Row, of: (cell: Cell) => number, choose: (...values: number[]) => number): number => {
+    const peers = Object.entries(row.cells).filter(([name]) => name !== 'ours');
+    return choose(...peers.map(([, cell]) => of(cell)));
+  };
+  const speed = (row: Row, cell: Cell) => cell.perSecond.median / best(row, (c) => c.perSecond.median, Math.max);
+  const cpu = (row: Row, cell: Cell) => cell.cpu.median / best(row, (c) => c.cpu.median, Math.min);
+  return [1, 16].flatMap((depth) => [
+    ...chart(
+      `level-a-speed-d${depth}.svg`,
+      `Operations per second, depth ${depth}`,
+      depth,
+      'relative to the best peer (1); more is better',
+      speed,
+    ),
+    ...chart(`level-a-cpu-d${depth}.svg`, `CPU per operation, depth ${depth}`, depth, 'relative to the best peer (1); less is better', cpu),
+  ]);
+}
+
+// --- text ---
+
+export function table(head: string[], lines: string[][]): string {
+  const row = (cells: string[]): string => `| ${cells.join(' | ')} |`;
+  return [row(head), row(head.map(() => '---')), ...lines.map(row)].join('\n');
+}
+
+function title({ title, depth, queues, eventIdx, waits }: Row): string {
+  return `${title}, depth ${depth}${queues > 1 ? `, q${queues}` : ''}${eventIdx ? '' : ', noidx'}${waits ? '' : ', poll'}`;
+}
+
+function perSecond({ perSecond: { median, spread } }: Cell): string {
+  return `${median >= 100 ? Math.round(median).toLocaleString('en') : median.toFixed(1)} ± ${(spread * 100).toFixed(0)} %`;
+}
+
+function us({ median }: Spread): string {
+  return median >= 100 ? Math.round(median).toLocaleString('en') : median.toFixed(1);
+}
