@@ -5,12 +5,13 @@
  *  - it does not say who did it: the file system says what it does ({@link Echoes});
  *  - so it reports changes only. The daemon opens and reads for many reasons that no request names, and OPEN, ACCESS and CLOSE_NOWRITE
  *    of these would all look like somebody else's: they are not in `supported`;
- *  - it does not name the child: a child's nodeid is looked up by its name, and unknown once the name is gone;
+ *  - it does not name the child: a child's nodeid is looked up by its name. Once the name is gone only watched children are known: directories
+ *    by the name that they had when they got their guard, files because their link count changes right before;
  *  - a watched directory and a file in it watched by itself are two events, directory first: the second is left out;
  *  - the two halves of a rename are two events with one cookie: they are joined when the second is in the queue by then,
  *    and otherwise sent apart with the cookie.
  */
-import { arena, arenaAlloc, native } from 'vhost-user-ts/native';
+import { arena, arenaAlloc, cString, EMPTY_NAME, native } from 'vhost-user-ts/native';
 import { Counter, type Counters } from './counters.js';
 import type { Echoes } from './echo.js';
 import {
@@ -46,6 +47,11 @@ const EVENT_MAX = 16 + 256;
 /** Watch descriptor of an event that was told with another one. */
 const TAKEN = -2;
 
+const AT_EMPTY_PATH = 0x1000;
+const STATX_NLINK_BIT = 4;
+const STATX_NLINK = 16;
+const SLASH = 0x2f;
+
 const CHANGES = FS_MODIFY | FS_ATTRIB | FS_CLOSE_WRITE;
 
 const u8 = arena.u8;
@@ -80,6 +86,13 @@ export class Inotify extends Watcher {
   /** An event that the one before it has told already: this bit on the object of this watch. */
   #toldWd = -1;
   #toldBit = 0;
+  /** A watched file whose attributes changed last: its name may be the one that is removed next. */
+  #dying = 0;
+  /** Guarded directories by their guard's slot and the hash of their name. */
+  readonly #names = new Map<number, number>();
+  readonly #nameOf = new Map<number, number>();
+  readonly #link = arenaAlloc(8192);
+  readonly #statx = arenaAlloc(256);
 
   constructor(nodes: WatchNodes, procfd: number, limit: number, counters: Counters, echoes: Echoes, table = new WatchTable()) {
     super(nodes, limit, table);
@@ -142,6 +155,9 @@ export class Inotify extends Watcher {
     this.#index.clear();
     this.#echoes.clear();
     this.#toldWd = -1;
+    this.#dying = 0;
+    this.#names.clear();
+    this.#nameOf.clear();
     while (native.read(this.fd, this.#buffer, BUFFER_BYTES) > 0);
   }
 
@@ -177,7 +193,9 @@ export class Inotify extends Watcher {
     }
     const bit = mask & (CHANGES | DIRENT | FS_MOVE_SELF);
     const told = this.#toldWd === wd && this.#toldBit === bit;
+    const dying = this.#dying;
     this.#toldWd = -1;
+    this.#dying = 0;
     // IN_IGNORED, IN_DELETE_SELF and IN_UNMOUNT stay here. wd -2: the second half of a rename, told with the first.
     if (bit === 0 || wd === TAKEN || (told && u32[(at + Event.len) >> 2] === 0)) return;
     const object = this.#find(wd);
@@ -186,6 +204,7 @@ export class Inotify extends Watcher {
     const isdir = mask & FS_ISDIR;
     if (u32[(at + Event.len) >> 2] === 0) {
       if (bit === FS_MOVE_SELF) this.moved(slot);
+      if (bit === FS_ATTRIB && isdir === 0) this.#dying = slot;
       if (this.#isEcho(slot, bit)) this.#counters.add(Counter.echoes);
       else sink.self(mask, slot);
       return;
@@ -199,7 +218,7 @@ export class Inotify extends Watcher {
         return;
       }
       if (bit === FS_CREATE) this.#created(sink, mask, slot, name, length);
-      else if (bit === FS_DELETE) sink.named(mask, slot, 0, name, length, 0, 0);
+      else if (bit === FS_DELETE) this.#deleted(sink, mask, slot, name, length, dying);
       else this.#half(sink, at, slot, isdir);
       return;
     }
@@ -223,6 +242,44 @@ export class Inotify extends Watcher {
     const child = this.nodes.byName(this.table.nodeid[slot] as number, name);
     const childSlot = child === 0 ? 0 : this.table.find(child);
     sink.named(mask, slot, childSlot === 0 ? 0 : (this.head[this.table.object[childSlot] as number] as number), name, length, 0, child);
+  }
+
+  /** A name is gone; `dying` is the watched file whose link count may have changed for it. */
+  #deleted(sink: EventSink, mask: number, slot: number, name: number, length: number, dying: number): void {
+    let child = 0;
+    if ((mask & FS_ISDIR) !== 0) {
+      child = this.#names.get(nameKey(slot, name, length)) ?? 0;
+      if (child !== 0 && !this.#unlinked(child)) child = 0;
+    } else if (dying !== 0 && this.#unlinked(dying)) child = dying;
+    const head = child === 0 ? 0 : (this.head[this.table.object[child] as number] as number);
+    sink.named(mask, slot, head, name, length, 0, child === 0 ? 0 : (this.table.nodeid[child] as number));
+  }
+
+  #unlinked(slot: number): boolean {
+    const fd = this.nodes.fd(this.table.nodeid[slot] as number);
+    return (
+      fd < 0 ||
+      (native.statx(fd, EMPTY_NAME, AT_EMPTY_PATH, STATX_NLINK_BIT, this.#statx) === 0 && u32[(this.#statx + STATX_NLINK) >> 2] === 0)
+    );
+  }
+
+  protected override guarded(slot: number, parent: number): void {
+    const fd = this.nodes.fd(this.table.nodeid[slot] as number);
+    if (fd < 0) return;
+    const n = native.readlinkat(this.#procfd, cString(String(fd), this.#link + 4096), this.#link, 4096);
+    let start = n;
+    while (start > 0 && u8[this.#link + start - 1] !== SLASH) start--;
+    if (n <= 0 || start === n) return;
+    const key = nameKey(parent, this.#link + start, n - start);
+    this.#names.set(key, slot);
+    this.#nameOf.set(slot, key);
+  }
+
+  protected override unguarded(slot: number): void {
+    const key = this.#nameOf.get(slot);
+    if (key === undefined) return;
+    this.#nameOf.delete(slot);
+    if (this.#names.get(key) === slot) this.#names.delete(key);
   }
 
   #isEntryEcho(slot: number, bit: number, name: number, length: number): boolean {
@@ -280,6 +337,13 @@ export class Inotify extends Watcher {
       if (object === 0 || this.#wd[object] === wd) return object;
     }
   }
+}
+
+/** Which guard and which name; that two names of 2^32 are one is checked by whether the directory is gone. */
+function nameKey(slot: number, name: number, length: number): number {
+  let h = slot;
+  for (let i = 0; i < length; i++) h = Math.imul(h ^ (u8[name + i] as number), 0x01000193);
+  return slot * 4294967296 + mix(h);
 }
 
 function nameLength(at: number): number {

@@ -156,7 +156,11 @@ export abstract class Watcher implements HostWatcher {
     const slot = table.find(nodeid);
     if (slot === 0) return;
     if ((table.guards[slot] as number) > 0) {
-      for (let i = 1; i < table.top; i++) if (table.guardedBy[i] === slot && table.nodeid[i] !== 0) table.guardedBy[i] = 0;
+      for (let i = 1; i < table.top; i++) {
+        if (table.guardedBy[i] !== slot || table.nodeid[i] === 0) continue;
+        this.unguarded(i, slot);
+        table.guardedBy[i] = 0;
+      }
       table.guards[slot] = 0;
     }
     this.#end(slot);
@@ -322,12 +326,18 @@ export abstract class Watcher implements HostWatcher {
     }
     // hostMask() of a guarded directory has MOVE_SELF.
     this.#refresh(table.object[slot] as number, -1);
+    this.guarded(slot, table.guardedBy[slot] as number);
   }
+
+  /** A directory has got a guard, or lost it: for watchers whose events do not name the child. */
+  protected guarded(_slot: number, _parent: number): void {}
+  protected unguarded(_slot: number, _parent: number): void {}
 
   #unguard(slot: number): void {
     const table = this.table;
     const parent = table.guardedBy[slot] as number;
     if (parent === 0) return;
+    this.unguarded(slot, parent);
     table.guardedBy[slot] = 0;
     table.guards[parent] = (table.guards[parent] as number) - 1;
     if (table.guards[parent] === 0) this.#release(parent);
