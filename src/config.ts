@@ -4,11 +4,14 @@
  */
 import { statSync } from 'node:fs';
 import { dirname, resolve } from 'node:path';
+import { IdMap } from './fs/idmap.js';
+import { XattrMap } from './fs/xattrmap.js';
 import { UsageError, type Values } from './options.js';
 
 /** Whether a feature is used: never, when the guest offers it, or always (a guest that does not is refused). */
 export type Negotiation = 'never' | 'auto' | 'always';
-export type CachePolicy = 'auto' | 'always' | 'never' | 'metadata';
+export type CachePolicy = 'auto' | 'always' | 'never' | 'metadata' | 'notify';
+export type FsnotifyMode = 'auto' | 'fanotify' | 'inotify' | 'off';
 export type LogLevel = 'error' | 'warn' | 'info' | 'debug' | 'trace' | 'off';
 
 /** Where the vhost-user front end connects: a socket to make, or an inherited one that already listens. */
@@ -40,6 +43,7 @@ export interface Config {
   /** false: O_NOATIME is dropped from open flags. */
   readonly preserveNoatime: boolean;
 
+  /** notify: as auto until the guest can be told of changes, then everything for a day. */
   readonly cache: CachePolicy;
   /** How long the guest may keep a name, in seconds: follows from `cache`. */
   readonly entryTimeout: number;
@@ -56,7 +60,7 @@ export interface Config {
 
   /** Extended attributes; implied by `xattrmap`, `posixAcl` and `securityLabel`. */
   readonly xattr: boolean;
-  /** The rules of --xattrmap as given; the file system parses them at the start. */
+  /** The rules of --xattrmap as given, known to be right. */
   readonly xattrmap: string | undefined;
   /** FUSE_POSIX_ACL. Never together with `translateUid` or `translateGid`: ids inside an ACL are not translated. */
   readonly posixAcl: Negotiation;
@@ -64,9 +68,14 @@ export interface Config {
   readonly securityLabel: Negotiation;
   /** FUSE_HANDLE_KILLPRIV_V2 is asked for. */
   readonly killprivV2: boolean;
-  /** The maps of --translate-uid and --translate-gid as given, in their order; the file system parses them at the start. */
+  /** The maps of --translate-uid and --translate-gid as given, in their order, known to be right. */
   readonly translateUid: readonly string[];
   readonly translateGid: readonly string[];
+
+  /** How host changes are watched for the guest. */
+  readonly fsnotify: FsnotifyMode;
+  /** How many objects the guest may watch at a time. */
+  readonly fsnotifyLimit: number;
 
   /** Isolation is not there yet: no other values exist. */
   readonly sandbox: 'none';
@@ -89,7 +98,7 @@ export interface Config {
 const SOCKET_PATH_MAX = 107;
 const TAG_MAX = 36;
 const DAY = 86400;
-const TIMEOUT: Readonly<Record<CachePolicy, number>> = { never: 0, auto: 1, metadata: DAY, always: DAY };
+const TIMEOUT: Readonly<Record<CachePolicy, number>> = { never: 0, auto: 1, notify: 1, metadata: DAY, always: DAY };
 
 /**
  * Checks the parsed options against each other and against the host.
@@ -100,6 +109,12 @@ export function configFrom(values: Values, warnings: readonly string[]): Config 
   const securityLabel = values['security-label'];
   if (posixAcl !== 'never' && values['translate-uid'].length + values['translate-gid'].length > 0)
     throw new UsageError(`--translate-uid and --translate-gid would break access control lists: leave out --posix-acl=${posixAcl}`);
+  if (values.cache === 'notify' && values.fsnotify === 'off')
+    throw new UsageError('--cache=notify needs to know of changes: leave out --fsnotify=off');
+  requireRules('translate-uid', () => new IdMap(values['translate-uid']));
+  requireRules('translate-gid', () => new IdMap(values['translate-gid']));
+  const { xattrmap } = values;
+  if (xattrmap !== undefined) requireRules('xattrmap', () => new XattrMap(xattrmap));
   const timeout = TIMEOUT[values.cache];
   return Object.freeze({
     sharedDir: sharedDirectory(values['shared-dir']),
@@ -124,6 +139,8 @@ export function configFrom(values: Values, warnings: readonly string[]): Config 
     killprivV2: values['killpriv-v2'],
     translateUid: Object.freeze([...values['translate-uid']]),
     translateGid: Object.freeze([...values['translate-gid']]),
+    fsnotify: values.fsnotify,
+    fsnotifyLimit: values['fsnotify-limit'],
     sandbox: 'none',
     seccomp: 'none',
     threadPoolSize: values['thread-pool-size'],
@@ -177,6 +194,15 @@ function metricsAddress(text: string): MetricsAddress {
   const host = v6 ?? name;
   if (host === undefined || Number(digits) > 65535) throw new UsageError(`--metrics=${text} is no address: give unix:PATH or HOST:PORT`);
   return { host, port: Number(digits) };
+}
+
+/** Rules are compiled where they are used; here only to see whether they can be. */
+function requireRules(option: string, compile: () => unknown): void {
+  try {
+    compile();
+  } catch (error) {
+    throw new UsageError(`--${option}: ${(error as Error).message}`);
+  }
 }
 
 function requireSocketPath(path: string, option: string): void {

@@ -11,6 +11,7 @@ import { VhostUserBackend, WaitLoop } from 'vhost-user-ts';
 import { cString, native } from 'vhost-user-ts/native';
 import type { Config } from './config.js';
 import { VirtioFsDevice } from './device.js';
+import { ROOT_SLOT } from './fs/inodes.js';
 import { openPassthrough, type PassthroughFs } from './fs/passthrough.js';
 import { Opcode } from './fuse/abi.js';
 import { OPCODES, operationOf } from './fuse/opcodes.js';
@@ -20,8 +21,11 @@ import { log, syslogSink } from './log.js';
 import { HotMetrics, Slot } from './metrics/hot.js';
 import { MetricsServer } from './metrics/server.js';
 import { PROGRAM, VERSION } from './options.js';
+import { EventCarriers } from './queue/carriers.js';
 import { Offload } from './queue/offload.js';
 import { StartError } from './starterror.js';
+import { Fsnotify } from './watch/fsnotify.js';
+import { ShareNodes } from './watch/sharenodes.js';
 
 const { EAGAIN } = constants.errno;
 const { SIGHUP, SIGINT, SIGTERM, SIGUSR1 } = constants.signals;
@@ -29,6 +33,7 @@ const { SIGHUP, SIGINT, SIGTERM, SIGUSR1 } = constants.signals;
 const DEFAULT_OPEN_FILES = 1_000_000;
 /** Threads for calls that would block, unless --thread-pool-size says otherwise. They start only when they are needed. */
 const DEFAULT_OFFLOAD_THREADS = 8;
+const DAY = 86_400;
 
 /** One daemon: made once, {@link run} once. */
 export class Daemon {
@@ -38,6 +43,9 @@ export class Daemon {
   readonly #fs: PassthroughFs;
   readonly #offload: Offload;
   readonly #device: VirtioFsDevice;
+  readonly #events: EventCarriers | undefined;
+  /** The host may have more events than were read in the last turn. */
+  #moreEvents = false;
   readonly #metrics: HotMetrics | undefined;
   readonly #metricsServer: MetricsServer | undefined;
   #backend: VhostUserBackend | undefined;
@@ -50,21 +58,28 @@ export class Daemon {
     // The socket first: whoever starts us waits for it (and the first line that is logged costs 15 ms).
     this.#socket = new ListeningSocket(config.listenOn);
     for (const warning of config.warnings) log.warn(warning);
-    setOpenFilesLimit(config.rlimitNofile);
-    native.umask(0); // modes come from the guest as they are to be
     this.#offload = new Offload(config.threadPoolSize ?? DEFAULT_OFFLOAD_THREADS);
-    this.#fs = openShare(config, this.#offload);
     const hooks: ServerHooks = { jobs: this.#offload, warn: (line) => log.limited('warn', 'session', line) };
-    if (config.metrics !== undefined) {
-      this.#metrics = new HotMetrics(OPCODES.length);
-      this.#metricsServer = serveMetrics(config, this.#metrics);
-      hooks.metrics = requestMetrics(this.#metrics);
+    try {
+      setOpenFilesLimit(config.rlimitNofile);
+      native.umask(0); // modes come from the guest as they are to be
+      this.#fs = openShare(config, this.#offload);
+      if (config.metrics !== undefined) {
+        this.#metrics = new HotMetrics(OPCODES.length);
+        this.#metricsServer = serveMetrics(config, this.#metrics);
+        hooks.metrics = requestMetrics(this.#metrics);
+      }
+    } catch (error) {
+      this.#socket.close();
+      throw error;
     }
+    this.#events = this.#openEvents();
+    if (this.#events !== undefined) hooks.events = this.#events;
     const server = new FuseServer(this.#fs, serverOptions(config), hooks);
     this.#device = new VirtioFsDevice(
       server,
       this.#offload,
-      { tag: config.tag, requestQueues: config.requestQueues },
+      { tag: config.tag, requestQueues: config.requestQueues, events: this.#events },
       (level, message) => log.limited(level, `device ${level}`, message),
       (reason) => this.#disconnected(reason),
     );
@@ -77,6 +92,7 @@ export class Daemon {
       trace();
     });
     for (const signal of [SIGTERM, SIGINT, SIGHUP]) this.#onSignal(signal, () => this.#stop('signal'));
+    this.#coherence(server);
     this.#loop.add(this.#socket.fd, false, () => this.#accept());
     this.#loop.add(this.#offload.eventfd, true, () => this.#device.completions());
   }
@@ -87,17 +103,86 @@ export class Daemon {
     log.info(`sharing ${sharedDir}`, listenOn.kind === 'path' ? { socket: listenOn.path } : { fd: listenOn.fd });
     const device = this.#device;
     while (this.#running) {
-      this.#loop.turn(device.hasMore ? 0 : -1);
+      this.#loop.turn(device.hasMore || this.#moreEvents ? 0 : -1);
       if (device.hasMore) device.serveAgain();
+      if (this.#moreEvents) this.#drainEvents();
       if (this.#metrics !== undefined) this.#updateGauges(this.#metrics);
     }
     this.#backend?.close('the daemon ends');
     this.#socket.close();
     this.#offload.stop();
+    this.#events?.fsnotify.close();
     this.#fs.close();
     this.#metricsServer?.close();
     log.flushSuppressed();
     return 0;
+  }
+
+  /** Remote fsnotify, unless it is turned off. */
+  #openEvents(): EventCarriers | undefined {
+    const { fsnotify: mode, fsnotifyLimit } = this.#config;
+    if (mode === 'off') return undefined;
+    const { share } = this.#fs;
+    let fsnotify: Fsnotify;
+    try {
+      fsnotify = new Fsnotify(new ShareNodes(share), share.fd(ROOT_SLOT), share.procfd, {
+        mode,
+        limit: fsnotifyLimit,
+        warn: (line) => log.limited('warn', 'fsnotify', line),
+      });
+    } catch (error) {
+      throw new StartError(`--fsnotify=${mode}: ${(error as Error).message}`);
+    }
+    const coherent = this.#config.cache === 'notify';
+    const { entryTimeout, attrTimeout } = this.#config;
+    const caches = { inodes: coherent || attrTimeout > 0, entries: coherent || entryTimeout > 0, negative: coherent };
+    this.#loop.add(fsnotify.fd, false, () => this.#drainEvents());
+    return new EventCarriers(
+      fsnotify,
+      (session) => {
+        session.begin(caches, coherent);
+        share.watcher = {
+          known(nodeid) {
+            session.known(nodeid);
+            return coherent;
+          },
+          forgotten: (nodeid) => session.forget(nodeid),
+        };
+      },
+      (queue, reason) => this.#backend?.fail(queue, reason),
+    );
+  }
+
+  #drainEvents(): void {
+    this.#moreEvents = this.#events?.fsnotify.drain() ?? false;
+  }
+
+  /** `--cache=notify`: long timeouts from the moment that the guest can be told of changes, those of auto before. */
+  #coherence(server: FuseServer): void {
+    const events = this.#events;
+    if (events === undefined) return;
+    const { share } = this.#fs;
+    const coherent = this.#config.cache === 'notify';
+    const auto = serverOptions(this.#config);
+    server.onSession = (session) => {
+      // Set again when the session's events begin, if they do.
+      share.watcher = null;
+      if (!coherent) return;
+      server.setTimeouts(auto);
+      share.cache = 'auto';
+      if (!session.fsnotify) {
+        log.warn(
+          '--cache=notify: this guest cannot be told of changes (its kernel has no remote fsnotify): it caches as with --cache=auto',
+        );
+      }
+    };
+    if (!coherent) return;
+    events.onCarrier = () => {
+      // A file with several names can change by one in a directory that is not watched.
+      server.setTimeouts({ entryTimeout: DAY, attrTimeout: DAY, negativeTimeout: DAY, linkedAttrTimeout: auto.attrTimeout });
+      share.cache = 'always';
+      log.debug('--cache=notify: the guest keeps what it knows until it is told');
+    };
   }
 
   #openLog(): void {
@@ -140,6 +225,7 @@ export class Daemon {
 
   #disconnected(reason: string): void {
     this.#backend = undefined;
+    if (this.#metrics !== undefined) this.#device.countQueues(this.#metrics);
     log.info(`the client is gone: ${reason}`);
     log.flushSuppressed();
     // libvirt and others that pass a socket start a daemon per guest and expect it to end with it.
@@ -156,6 +242,8 @@ export class Daemon {
     const { values } = metrics;
     this.#device.countQueues(metrics);
     values[Slot.offloadPending] = this.#offload.pending;
+    values[Slot.offloadJobs] = this.#offload.submitted;
+    values[Slot.queueFailures] = this.#device.queueFailures;
     values[Slot.connected] = this.#backend === undefined ? 0 : 1;
     const { share } = this.#fs;
     values[Slot.inodes] = share.inodes.size;
@@ -180,7 +268,7 @@ function openShare(config: Config, offload: Offload): PassthroughFs {
   try {
     return openPassthrough({
       root: config.sharedDir,
-      cache: config.cache,
+      cache: config.cache === 'notify' ? 'auto' : config.cache,
       xattr: config.xattr,
       ...(config.xattrmap === undefined ? {} : { xattrmap: config.xattrmap }),
       inodeFileHandles: config.inodeFileHandles,
@@ -189,7 +277,7 @@ function openShare(config: Config, offload: Offload): PassthroughFs {
       readonly: config.readonly,
       translateUid: config.translateUid,
       translateGid: config.translateGid,
-      offload,
+      ...(config.threadPoolSize === 0 ? {} : { offload }),
       warn: (message) => log.limited('warn', 'share', message),
     });
   } catch (error) {
@@ -232,12 +320,14 @@ function serveMetrics(config: Config, metrics: HotMetrics): MetricsServer {
 function requestMetrics(metrics: HotMetrics): RequestMetrics {
   const read = operationOf(Opcode.READ).slot;
   const write = operationOf(Opcode.WRITE).slot;
+  const init = operationOf(Opcode.INIT).slot;
   return {
     begin: () => native.monotonic(),
     end(slot, began, errno, bytes) {
       metrics.record(slot, errno, native.monotonic() - began);
       if (slot === read) metrics.add(Slot.readBytes, bytes);
       else if (slot === write) metrics.add(Slot.writtenBytes, bytes);
+      else if (slot === init && errno === 0) metrics.add(Slot.sessions, 1);
     },
     malformed: () => metrics.add(Slot.malformed, 1),
   };

@@ -6,6 +6,7 @@ import {
   chainErrorText,
   Feature,
   features,
+  hasFeature,
   type LogLevel,
   ProtocolFeature,
   type VhostUserBackend,
@@ -16,12 +17,15 @@ import { native } from 'vhost-user-ts/native';
 import { PENDING } from './fs/filesystem.js';
 import type { FuseServer } from './fuse/server.js';
 import { type HotMetrics, Slot } from './metrics/hot.js';
+import { type EventCarriers, NOTIFY_BUFFER_BYTES } from './queue/carriers.js';
 import type { Offload } from './queue/offload.js';
 
 /** Length of the tag in the configuration space (struct virtio_fs_config). */
 const TAG_BYTES = 36;
 /** Chains served from one queue before the others and the control socket get their turn. */
 const BATCH = 512;
+/** VIRTIO_FS_F_NOTIFICATION (virtio 1.2, 5.11.3): queue 1 is the notification queue. */
+const F_NOTIFICATION = 0;
 const POLLIN = 1;
 /** Most request queues a front end can configure: as many as Linux makes use of on a large machine. */
 const MAX_REQUEST_QUEUES = 64;
@@ -31,18 +35,23 @@ export interface DeviceOptions {
   tag: string | undefined;
   /** num_request_queues of the configuration space. */
   requestQueues: number;
+  /** Remote fsnotify; undefined: not offered. */
+  events: EventCarriers | undefined;
 }
 
 /** What a session's device does with chains; one object for the life of the daemon, one back end at a time. */
 export class VirtioFsDevice implements VhostUserDevice {
   readonly queueCount: number;
-  readonly features = features(Feature.VERSION_1, Feature.INDIRECT_DESC, Feature.EVENT_IDX);
+  readonly features: bigint;
   readonly protocolFeatures: bigint;
   /** Queues with chains left after their batch: {@link serveAgain} goes on with them. */
   readonly #again = new Set<Virtqueue>();
 
   readonly #server: FuseServer;
   readonly #offload: Offload;
+  readonly #events: EventCarriers | undefined;
+  /** Index of the notification queue: 1 when the driver took VIRTIO_FS_F_NOTIFICATION, else there is none (-1). */
+  #notificationQueue = -1;
   readonly #config: Uint8Array | undefined;
   readonly #logLine: (level: LogLevel, message: string) => void;
   readonly #onDisconnect: (reason: string) => void;
@@ -54,6 +63,8 @@ export class VirtioFsDevice implements VhostUserDevice {
   readonly #touched = new Set<Virtqueue>();
   /** Queues of this session, for the counters. */
   readonly #started = new Set<Virtqueue>();
+  /** Queues that were stopped for a corrupt ring, since the daemon's start. */
+  queueFailures = 0;
 
   constructor(
     server: FuseServer,
@@ -66,6 +77,10 @@ export class VirtioFsDevice implements VhostUserDevice {
     this.#offload = offload;
     this.#logLine = log;
     this.#onDisconnect = onDisconnect;
+    this.#events = options.events;
+    this.features =
+      features(Feature.VERSION_1, Feature.INDIRECT_DESC, Feature.EVENT_IDX) |
+      (options.events === undefined ? 0n : features(F_NOTIFICATION));
     this.#jobQueue = new Array(offload.capacity).fill(undefined);
     this.#jobHead = new Uint16Array(offload.capacity);
     let protocol = features(
@@ -79,13 +94,15 @@ export class VirtioFsDevice implements VhostUserDevice {
     // QEMU prints a warning for a vhost-user-fs back end that offers CONFIG, so only who asks for it by --tag gets it.
     if (options.tag !== undefined) {
       protocol |= features(ProtocolFeature.CONFIG);
-      this.#config = new Uint8Array(TAG_BYTES + 4);
+      this.#config = new Uint8Array(TAG_BYTES + 8);
       this.#config.set(Buffer.from(options.tag));
-      new DataView(this.#config.buffer).setUint32(TAG_BYTES, options.requestQueues, true);
+      const view = new DataView(this.#config.buffer);
+      view.setUint32(TAG_BYTES, options.requestQueues, true);
+      if (options.events !== undefined) view.setUint32(TAG_BYTES + 4, NOTIFY_BUFFER_BYTES, true);
     }
     this.protocolFeatures = protocol;
-    // One high priority queue, then request queues: a front end may use as many as it likes, up to this.
-    this.queueCount = 1 + Math.max(options.requestQueues, MAX_REQUEST_QUEUES);
+    // One high priority queue, perhaps the notification queue, then request queues: a front end may use as many as it likes, up to this.
+    this.queueCount = 2 + Math.max(options.requestQueues, MAX_REQUEST_QUEUES);
   }
 
   /** The session whose rings are served from now on. */
@@ -101,8 +118,16 @@ export class VirtioFsDevice implements VhostUserDevice {
     this.#logLine(level, message);
   }
 
+  featuresAcked(acked: bigint): void {
+    this.#notificationQueue = hasFeature(acked, F_NOTIFICATION) ? 1 : -1;
+  }
+
   /** Serves what waits in a queue; at most one batch. */
   serve(queue: Virtqueue): void {
+    if (queue.index === this.#notificationQueue) {
+      this.#events?.kicked(queue);
+      return;
+    }
     const server = this.#server;
     const chain = queue.chain;
     let left = BATCH;
@@ -119,8 +144,10 @@ export class VirtioFsDevice implements VhostUserDevice {
         }
         const head = chain.head;
         const length = server.serve(chain);
-        if (length === PENDING) this.#keep(queue, head, server.pendingJob);
-        else {
+        if (length === PENDING) {
+          if (server.pendingJob >= 0) this.#keep(queue, head, server.pendingJob);
+          else this.#events?.placed(queue, head);
+        } else {
           if (queue.memory.logging) chain.markDirty(queue.memory, length);
           queue.push(head, length);
         }
@@ -195,11 +222,16 @@ export class VirtioFsDevice implements VhostUserDevice {
   /** Waits until no job holds a chain of this queue. */
   queueStopping(queue: Virtqueue): void {
     this.#again.delete(queue);
+    this.#events?.stopping(queue);
     while (this.#jobQueue.includes(queue)) {
       native.poll(this.#offload.eventfd, POLLIN, -1);
       native.eventfdRead(this.#offload.eventfd);
       this.completions();
     }
+  }
+
+  queueFailed(): void {
+    this.queueFailures++;
   }
 
   reset(): void {
@@ -208,8 +240,8 @@ export class VirtioFsDevice implements VhostUserDevice {
 
   disconnected(reason: string): void {
     this.#backend = undefined;
-    this.#started.clear();
     this.#server.reset();
     this.#onDisconnect(reason);
+    this.#started.clear();
   }
 }

@@ -473,6 +473,8 @@ export const XATTR_LIST_MAX = 65536;
 export const Errno = {
   ENOENT: 2,
   EIO: 5,
+  ENODEV: 19,
+  ENOBUFS: 105,
   ENXIO: 6,
   E2BIG: 7,
   EBADF: 9,

@@ -41,6 +41,10 @@ const header = arenaAlloc(OutHeader.bytes + BODY_MAX);
 const body = header + OutHeader.bytes;
 const u8 = arena.u8;
 const u16 = arena.u16;
+
+/** Of a mode (inode(7)). */
+const S_IFMT = 0o170000;
+const S_IFDIR = 0o040000;
 const u32 = arena.u32;
 
 const TWO_32 = 4294967296;
@@ -51,6 +55,8 @@ export interface Timeouts {
   entryTimeout: number;
   attrTimeout: number;
   negativeTimeout: number;
+  /** Attributes of files with several names, where they must not live as long as the others. */
+  linkedAttrTimeout?: number;
 }
 
 /** The reply under way. */
@@ -72,19 +78,29 @@ export class Reply implements DirectorySink {
   refused = false;
 
   readonly #fs: FileSystem;
-  readonly #entrySeconds: number;
-  readonly #entryNsec: number;
-  readonly #attrSeconds: number;
-  readonly #attrNsec: number;
-  readonly #negativeSeconds: number;
-  readonly #negativeNsec: number;
+  #entrySeconds = 0;
+  #entryNsec = 0;
+  #attrSeconds = 0;
+  #attrNsec = 0;
+  #linkedSeconds = 0;
+  #linkedNsec = 0;
+  #negativeSeconds = 0;
+  #negativeNsec = 0;
 
   constructor(fs: FileSystem, timeouts: Timeouts) {
     this.#fs = fs;
+    this.setTimeouts(timeouts);
+  }
+
+  /** Replies carry these timeouts from now on. */
+  setTimeouts(timeouts: Readonly<Timeouts>): void {
     this.#entrySeconds = Math.floor(timeouts.entryTimeout);
     this.#entryNsec = nanoseconds(timeouts.entryTimeout);
     this.#attrSeconds = Math.floor(timeouts.attrTimeout);
     this.#attrNsec = nanoseconds(timeouts.attrTimeout);
+    const linked = timeouts.linkedAttrTimeout ?? timeouts.attrTimeout;
+    this.#linkedSeconds = Math.floor(linked);
+    this.#linkedNsec = nanoseconds(linked);
     this.#negativeSeconds = Math.floor(timeouts.negativeTimeout);
     this.#negativeNsec = nanoseconds(timeouts.negativeTimeout);
   }
@@ -171,9 +187,10 @@ export class Reply implements DirectorySink {
   /** fuse_attr_out of the file system's `attr`. */
   attr(): number {
     const i = body >> 2;
-    u32[i] = this.#attrSeconds;
+    const linked = isLinked(this.#fs.attr);
+    u32[i] = linked ? this.#linkedSeconds : this.#attrSeconds;
     u32[i + 1] = 0;
-    u32[i + (AttrOut.attrValidNsec >> 2)] = this.#attrNsec;
+    u32[i + (AttrOut.attrValidNsec >> 2)] = linked ? this.#linkedNsec : this.#attrNsec;
     u32[i + (AttrOut.dummy >> 2)] = 0;
     attributes(body + AttrOut.attr, this.#fs.attr, 0);
     return AttrOut.bytes;
@@ -182,8 +199,9 @@ export class Reply implements DirectorySink {
   /** fuse_statx_out of the file system's `attr`: device numbers and what else only the host can use stay out. */
   statx(): number {
     clear(body, StatxOut.bytes);
-    u32[(body + StatxOut.attrValid) >> 2] = this.#attrSeconds;
-    u32[(body + StatxOut.attrValidNsec) >> 2] = this.#attrNsec;
+    const linked = isLinked(this.#fs.attr);
+    u32[(body + StatxOut.attrValid) >> 2] = linked ? this.#linkedSeconds : this.#attrSeconds;
+    u32[(body + StatxOut.attrValidNsec) >> 2] = linked ? this.#linkedNsec : this.#attrNsec;
     const to = (body + StatxOut.stat) >> 2;
     const from = this.#fs.attr >> 2;
     for (let i = 0; i < Statx.devMajor >> 2; i++) u32[to + i] = u32[from + i] as number;
@@ -314,12 +332,18 @@ export class Reply implements DirectorySink {
     set64(at + EntryOut.generation, entry.generation);
     u32[i + (EntryOut.entryValid >> 2)] = this.#entrySeconds;
     u32[i + (EntryOut.entryValid >> 2) + 1] = 0;
-    u32[i + (EntryOut.attrValid >> 2)] = this.#attrSeconds;
+    const linked = isLinked(this.#fs.attr);
+    u32[i + (EntryOut.attrValid >> 2)] = linked ? this.#linkedSeconds : this.#attrSeconds;
     u32[i + (EntryOut.attrValid >> 2) + 1] = 0;
     u32[i + (EntryOut.entryValidNsec >> 2)] = this.#entryNsec;
-    u32[i + (EntryOut.attrValidNsec >> 2)] = this.#attrNsec;
+    u32[i + (EntryOut.attrValidNsec >> 2)] = linked ? this.#linkedNsec : this.#attrNsec;
     attributes(at + EntryOut.attr, this.#fs.attr, entry.attrFlags);
   }
+}
+
+/** Whether the `struct statx` at `from` is of a file with several names. */
+function isLinked(from: number): boolean {
+  return (u32[(from + Statx.nlink) >> 2] as number) > 1 && ((u16[(from + Statx.mode) >> 1] as number) & S_IFMT) !== S_IFDIR;
 }
 
 /** fuse_attr at `at` from the `struct statx` at `from`. */

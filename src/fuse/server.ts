@@ -7,9 +7,10 @@ import { type FileSystem, NO_FH, PENDING, type SetAttr } from '../fs/filesystem.
 import { Errno, Opcode, OutHeader, WriteOut } from './abi.js';
 import { type InitRequest, NO_SESSION, negotiate, type ServerOptions, type Session } from './init.js';
 import { NO_REPLY, OPCODES, type Operation, operationOf } from './opcodes.js';
-import { Reply } from './reply.js';
+import { Reply, type Timeouts } from './reply.js';
 import { type Chain, Request, Tail } from './request.js';
 
+export type { Timeouts } from './reply.js';
 export type { Chain } from './request.js';
 
 /** Where requests are counted. `slot` is an index of `OPCODES`. */
@@ -100,6 +101,8 @@ export class FuseServer {
   chain: Chain = NO_CHAIN;
   /** After PENDING: the job whose end `complete` wants to hear of, or -1 when the event code has kept the chain. */
   pendingJob = -1;
+  /** Called when a session has begun. */
+  onSession: (session: Session) => void = () => undefined;
   /** Set to see every request (debug logging); null costs nothing. */
   trace: Trace | null;
 
@@ -195,6 +198,11 @@ export class FuseServer {
     this.fs.completed(job);
   }
 
+  /** Replies carry these timeouts from now on (the options' until then). */
+  setTimeouts(timeouts: Readonly<Timeouts>): void {
+    this.#reply.setTimeouts(timeouts);
+  }
+
   /** The device was reset or the guest is gone: ends the session. */
   reset(): void {
     this.endSession();
@@ -207,6 +215,7 @@ export class FuseServer {
     if (typeof session === 'number') return session;
     this.session = session;
     this.fs.init(session);
+    this.onSession(session);
     if (session.fsnotify && this.events !== null) this.events.begin();
     return 0;
   }

@@ -16,6 +16,8 @@ export class Offload {
   lastJob = -1;
   /** Jobs that were submitted and not yet reaped. */
   pending = 0;
+  /** All jobs so far. */
+  submitted = 0;
 
   /** How many jobs can be out at once. */
   readonly capacity: number;
@@ -57,6 +59,7 @@ export class Offload {
     if (result < 0) return result;
     this.#freeTop--;
     this.pending++;
+    this.submitted++;
     this.lastJob = job;
     return PENDING;
   }

@@ -67,6 +67,7 @@ export function unref(share: Share, slot: number, nlookup: number): void {
     share.inodes.f64[at] = left;
     return;
   }
+  if (share.watcher !== null) share.watcher.forgotten(share.inodes.nodeid(slot));
   share.closeFd(slot);
   share.inodes.remove(slot);
 }
@@ -209,6 +210,11 @@ function enter(share: Share, dir: number, mount: number, handle: boolean): numbe
   if (handle) {
     inodes.setHandle(slot, share.handle);
     if (isYoung(birth)) inodes.u32[at + Inode.flags] = (inodes.u32[at + Inode.flags] as number) | Flag.young;
+  }
+  if (type === S_IFDIR && share.watcher?.known(inodes.nodeid(slot))) {
+    // What changed before the mark was set is in the attributes, what changes after it is reported.
+    const fd = share.fd(slot);
+    if (fd >= 0) native.statx(fd, EMPTY_NAME, AT_EMPTY_PATH, LOOKUP_MASK, share.attr);
   }
   return found(share, slot, dir);
 }

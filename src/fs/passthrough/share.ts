@@ -57,6 +57,14 @@ const NO_SESSION: SessionOptions = {
   securityContext: false,
 };
 
+/** Hears of inodes that come and go. */
+export interface InodeWatcher {
+  /** The guest will be told of a directory that it did not know. @returns whether its attributes must be read again, now that it is watched */
+  known(nodeid: number): boolean;
+  /** An inode is about to go; its descriptor can still be had. */
+  forgotten(nodeid: number): void;
+}
+
 /** One shared directory. */
 export class Share {
   readonly caller: Caller = {
@@ -92,7 +100,8 @@ export class Share {
   readonly gids: IdMap;
   readonly xattrmap: XattrMap | null;
   readonly xattr: boolean;
-  readonly cache: 'auto' | 'always' | 'never' | 'metadata';
+  /** What OPEN and OPENDIR answer from now on. */
+  cache: 'auto' | 'always' | 'never' | 'metadata';
   readonly allowDirectIo: boolean;
   readonly preserveNoatime: boolean;
   readonly offload: Offload | null;
@@ -102,6 +111,8 @@ export class Share {
   readonly useHandles: boolean;
   readonly mandatoryHandles: boolean;
   session: SessionOptions = NO_SESSION;
+  /** Who must know which inodes the guest knows: the host watcher, or nobody. */
+  watcher: InodeWatcher | null = null;
 
   /** An inode whose cached descriptor an operation on two of them needs until it is done: not evicted. */
   keep = 0;
@@ -398,6 +409,7 @@ export class Share {
     this.handles.releaseAll();
     for (let slot = ROOT_SLOT + 1; slot < this.inodes.top; slot++) {
       if (!this.inodes.live(slot)) continue;
+      // The session's watches are gone already: no word to the watcher for each inode.
       this.closeFd(slot);
       this.inodes.remove(slot);
     }
