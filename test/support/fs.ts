@@ -75,7 +75,18 @@ export class TestFs {
   }
 
   /** A field of the attributes of the last call. */
-  get attr(): { mode: number; uid: number; gid: number; nlink: number; size: number; ino: number; mtime: number; mtimeNsec: number; atime: number; blocks: number } {
+  get attr(): {
+    mode: number;
+    uid: number;
+    gid: number;
+    nlink: number;
+    size: number;
+    ino: number;
+    mtime: number;
+    mtimeNsec: number;
+    atime: number;
+    blocks: number;
+  } {
     const at = this.fs.attr;
     const { u16, u32 } = arena;
     const u64 = (offset: number): number => (u32[(at + offset) >> 2] as number) + (u32[(at + offset + 4) >> 2] as number) * 2 ** 32;
@@ -208,7 +219,16 @@ export class TestFs {
 
   readdir(nodeid: number, fh: number, low: number, high: number, plus = false, perReply = 1000): Listed[] | number {
     const taken: Listed[] = [];
-    const put = (name: number, length: number, inoLow: number, inoHigh: number, type: number, offsetLow: number, offsetHigh: number, known = false): boolean => {
+    const put = (
+      name: number,
+      length: number,
+      inoLow: number,
+      inoHigh: number,
+      type: number,
+      offsetLow: number,
+      offsetHigh: number,
+      known = false,
+    ): boolean => {
       if (taken.length >= perReply) return false;
       const nodeid = known ? this.fs.entry.nodeid : 0;
       taken.push({ name: arenaString(name, length), ino: inoLow + inoHigh * 2 ** 32, type, offsetLow, offsetHigh, known, nodeid });

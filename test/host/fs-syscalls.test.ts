@@ -1,0 +1,89 @@
+/**
+ * How many system calls each operation costs: counted by strace in a child process. The numbers are exact; a change of them is
+ * a change of behaviour. Those with a bound in the comment have it from the budget that the project has set itself.
+ */
+import assert from 'node:assert/strict';
+import { execFileSync, spawnSync } from 'node:child_process';
+import * as fs from 'node:fs';
+import * as os from 'node:os';
+import * as path from 'node:path';
+import { test } from 'node:test';
+import { fileURLToPath } from 'node:url';
+import { root } from '../support/fs.js';
+
+/** Calls of each step with file handles as root, and with descriptors. */
+const EXPECTED: Record<string, readonly [prefer: number, never: number]> = {
+  'LOOKUP, unknown inode': [2, 3],
+  'LOOKUP, known inode': [1, 1], // at most 1
+  'LOOKUP, missing name': [1, 1], // at most 1
+  'GETATTR, first': [2, 1],
+  GETATTR: [1, 1], // at most 1
+  OPEN: [1, 1], // at most 1
+  'GETATTR with fh': [1, 1],
+  READ: [1, 1], // at most 1
+  'READ over the end of the file': [2, 2], // the end is at a page border: one more call tells it from a cold page
+  WRITE: [1, 1], // at most 1
+  'WRITE, O_APPEND': [1, 1],
+  FLUSH: [0, 0],
+  RELEASE: [1, 1], // at most 1
+  OPENDIR: [1, 1],
+  'READDIRPLUS of 10 (8 new)': [1 + 2 + 8 * 2, 1 + 2 + 8 * 3], // at most 2 + 2 n, the last one being the end
+  'READDIRPLUS, the end': [1, 1],
+  'READDIRPLUS of 10 known': [11, 11], // at most 2 + n
+  'READDIR in 3 answers': [1, 1],
+  RELEASEDIR: [1, 1],
+  'CREATE as another uid': [5, 5], // at most 5
+  'CREATE as the same uid': [3, 3],
+  'MKDIR as the same uid': [3, 4],
+  'MKNOD as the same uid': [3, 4],
+  'CREATE, only the uid changes': [4, 4],
+  'SYMLINK as root': [3, 4],
+  UNLINK: [1, 1], // at most 2
+  RENAME2: [1, 1], // at most 1
+  RMDIR: [1, 1],
+  LINK: [2, 2],
+  'SETATTR, mode': [2, 2],
+  'SETATTR, owner': [2, 2],
+  'SETATTR, times': [2, 2],
+  'SETATTR, size': [4, 4],
+  GETXATTR: [1, 1],
+  SETXATTR: [1, 1],
+  LISTXATTR: [1, 1],
+  REMOVEXATTR: [1, 1],
+  STATFS: [1, 1],
+  'READLINK, first': [2, 1],
+  READLINK: [1, 1],
+  'LOOKUP ".."': [1, 1],
+  FORGET: [0, 1], // at most 1
+  'FORGET with a descriptor': [1, 1],
+};
+
+/** Calls of the runtime that can fall between: garbage collection and timers. */
+const NOISE = /^(mmap|munmap|mprotect|madvise|futex|brk|sched_yield|clock_|gettimeofday|getpid|rt_sig|epoll|write\(\d+, "\\1\\0)/;
+
+const hasStrace = spawnSync('strace', ['-V']).status === 0;
+
+for (const [column, mode] of (['prefer', 'never'] as const).entries()) {
+  const skip = !root ? 'needs root' : hasStrace ? false : 'strace is not installed';
+  test(`[${mode}] system calls of each operation`, { skip }, () => {
+    const trace = path.join(fs.mkdtempSync(path.join(os.tmpdir(), 'fs-trace-')), 'trace');
+    const program = fileURLToPath(new URL('../support/fs-calls.js', import.meta.url));
+    const names: string[] = JSON.parse(execFileSync('strace', ['-o', trace, process.execPath, program, mode], { encoding: 'utf8' }));
+    const calls = new Map<string, string[]>();
+    let current: string[] | null = null;
+    for (const line of fs.readFileSync(trace, 'utf8').split('\n')) {
+      const marker = /^close\((-?\d+)\)\s+= -1 EBADF/.exec(line);
+      const step = marker ? -1000 - (Number(marker[1]) | 0) : -1;
+      if (step >= 1 && step <= names.length) {
+        current = [];
+        calls.set(names[step - 1] as string, current);
+      } else if (marker && (Number(marker[1]) | 0) === -999) current = null;
+      else if (current && line !== '' && !NOISE.test(line) && !line.startsWith('---')) current.push(line);
+    }
+    fs.rmSync(path.dirname(trace), { recursive: true });
+    const counted = Object.fromEntries([...calls].map(([name, lines]) => [name, lines.length]));
+    const expected = Object.fromEntries(Object.entries(EXPECTED).map(([name, numbers]) => [name, numbers[column]]));
+    for (const name of names) if (counted[name] !== expected[name]) console.log(`${name}:\n  ${calls.get(name)?.join('\n  ')}`);
+    assert.deepEqual(counted, expected);
+  });
+}
