@@ -201,7 +201,7 @@ function requireRules(option: string, compile: () => unknown): void {
   try {
     compile();
   } catch (error) {
-    throw new UsageError(`--${option}: ${(error as Error).message}`);
+    throw new UsageError(`--${option}: ${(error as Error).message.replace(`${option}: `, '')}`);
   }
 }
 

@@ -57,21 +57,17 @@ export class Daemon {
     this.#openLog();
     // The socket first: whoever starts us waits for it (and the first line that is logged costs 15 ms).
     this.#socket = new ListeningSocket(config.listenOn);
+    process.once('exit', () => this.#socket.close()); // also when the rest of the start fails
     for (const warning of config.warnings) log.warn(warning);
+    setOpenFilesLimit(config.rlimitNofile);
+    native.umask(0); // modes come from the guest as they are to be
     this.#offload = new Offload(config.threadPoolSize ?? DEFAULT_OFFLOAD_THREADS);
+    this.#fs = openShare(config, this.#offload);
     const hooks: ServerHooks = { jobs: this.#offload, warn: (line) => log.limited('warn', 'session', line) };
-    try {
-      setOpenFilesLimit(config.rlimitNofile);
-      native.umask(0); // modes come from the guest as they are to be
-      this.#fs = openShare(config, this.#offload);
-      if (config.metrics !== undefined) {
-        this.#metrics = new HotMetrics(OPCODES.length);
-        this.#metricsServer = serveMetrics(config, this.#metrics);
-        hooks.metrics = requestMetrics(this.#metrics);
-      }
-    } catch (error) {
-      this.#socket.close();
-      throw error;
+    if (config.metrics !== undefined) {
+      this.#metrics = new HotMetrics(OPCODES.length);
+      this.#metricsServer = serveMetrics(config, this.#metrics);
+      hooks.metrics = requestMetrics(this.#metrics);
     }
     this.#events = this.#openEvents();
     if (this.#events !== undefined) hooks.events = this.#events;

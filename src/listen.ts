@@ -17,6 +17,7 @@ export class ListeningSocket {
   readonly inherited: boolean;
   readonly #path: string | undefined;
   readonly #inode: number;
+  #closed = false;
 
   /** @throws StartError with what to do */
   constructor(on: ListenOn) {
@@ -39,6 +40,8 @@ export class ListeningSocket {
 
   /** Stops listening; removes the socket's file unless somebody has put another one in its place. */
   close(): void {
+    if (this.#closed) return;
+    this.#closed = true;
     native.close(this.fd);
     if (this.#path === undefined) return;
     if (lstatSync(this.#path, { throwIfNoEntry: false })?.ino === this.#inode) rmSync(this.#path, { force: true });

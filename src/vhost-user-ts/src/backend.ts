@@ -55,6 +55,8 @@ export interface VhostUserDevice {
   queueStarted?(queue: Virtqueue): void;
   /** The ring is about to stop: give back every chain that was taken (waiting for it where it must be), or drop it. */
   queueStopping?(queue: Virtqueue): void;
+  /** The ring broke the rules and is served no more until it is started anew. */
+  queueFailed?(queue: Virtqueue, reason: string): void;
   /** RESET_DEVICE, or a driver that starts over. Rings are stopped already. */
   reset?(): void;
   /** The front end is gone. Rings are stopped already. */
@@ -520,6 +522,7 @@ export class VhostUserBackend {
     if (vring === undefined || vring.failed) return;
     vring.failed = true;
     this.#log('error', `queue ${queue.index} stopped: ${reason}; it comes back when the guest resets the device`);
+    this.#device.queueFailed?.(queue, reason);
     if (vring.errFd >= 0) native.eventfdWrite(vring.errFd);
   }
 
