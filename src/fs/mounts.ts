@@ -24,6 +24,8 @@ export const MountFlag = {
   memory: 8,
   /** statx gives a birth time. */
   birthTime: 16,
+  /** Handles hold the inode's number, in a way that lookup.ts knows. */
+  inoInHandle: 32,
 } as const;
 
 /** Known file systems; everything else gets the careful treatment. */
@@ -32,12 +34,13 @@ function traits(magic: number): number {
     case EXT4_SUPER_MAGIC:
     case XFS_SUPER_MAGIC:
     case BTRFS_SUPER_MAGIC:
-      return MountFlag.local | MountFlag.noFlush;
+      return MountFlag.local | MountFlag.noFlush | MountFlag.inoInHandle;
     case TMPFS_MAGIC:
+      return MountFlag.local | MountFlag.noFlush | MountFlag.memory | MountFlag.inoInHandle;
     case RAMFS_MAGIC:
       return MountFlag.local | MountFlag.noFlush | MountFlag.memory;
     case F2FS_SUPER_MAGIC:
-      return MountFlag.local;
+      return MountFlag.local | MountFlag.inoInHandle;
     default:
       return 0;
   }

@@ -239,23 +239,26 @@ test('a host process that exchanges names in a loop: each answer is one of the o
   const child = spawn(process.execPath, ['-e', script, t.dir], { stdio: ['ignore', 'pipe', 'ignore'] });
   await new Promise((done) => child.stdout.once('data', done));
   const sizes = new Map<number, number>();
-  for (const end = Date.now() + 1500; Date.now() < end; ) {
-    const nodeid = t.lookup('a');
-    if (nodeid === ENOENT || nodeid === ESTALE) continue;
-    assert.ok(nodeid > 1, String(nodeid));
-    const size = t.attr.size;
-    assert.equal(sizes.get(nodeid) ?? size, size);
-    sizes.set(nodeid, size);
-    assert.equal(t.getattr(nodeid), 0);
-    assert.equal(t.attr.size, size, 'the handle is of the same object as the attributes');
-    if (Math.random() < 0.3) {
-      t.fs.forget(nodeid, 2 ** 40);
-      sizes.delete(nodeid);
+  try {
+    for (const end = Date.now() + 1500; Date.now() < end; ) {
+      const nodeid = t.lookup('a');
+      if (nodeid === ENOENT || nodeid === ESTALE) continue;
+      assert.ok(nodeid > 1, String(nodeid));
+      const size = t.attr.size;
+      assert.equal(sizes.get(nodeid) ?? size, size);
+      sizes.set(nodeid, size);
+      assert.equal(t.getattr(nodeid), 0);
+      assert.equal(t.attr.size, size, 'the handle is of the same object as the attributes');
+      if (Math.random() < 0.3) {
+        t.fs.forget(nodeid, 2 ** 40);
+        sizes.delete(nodeid);
+      }
     }
+  } finally {
+    child.kill('SIGKILL');
+    await new Promise((done) => child.once('exit', done));
+    t.close();
   }
-  child.kill('SIGKILL');
-  await new Promise((done) => child.once('exit', done));
-  t.close();
 });
 
 test('100 000 inodes looked up and forgotten leave no descriptor and no memory', { timeout: 120000 }, () => {

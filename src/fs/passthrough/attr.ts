@@ -127,7 +127,6 @@ function truncate(share: Share, slot: number, handle: number, size: number, kill
   } else {
     share.keep = slot; // the caller goes on with the inode's own descriptor
     fd = share.open(slot, O_WRONLY | O_NONBLOCK | O_NOCTTY);
-    share.keep = 0;
     if (fd < 0) return fd;
   }
   clearCapabilities(share, fd);

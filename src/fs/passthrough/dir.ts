@@ -109,6 +109,7 @@ export function readdir(share: Share, nodeid: number, fh: number, low: number, h
     if (dir < 0) return dir;
     dirfd = share.fd(dir);
     if (dirfd < 0) return dirfd;
+    share.keep = dir;
   }
   buffers ??= new Buffers();
   const buffer = buffers.of(share, handle);

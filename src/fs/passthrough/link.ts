@@ -74,9 +74,7 @@ function made(share: Share, dir: number, dirfd: number, name: number, removeFlag
   const slot = lookupName(share, dir, dirfd, name, true);
   if (slot < 0) return slot;
   if (share.caller.securityContextCount === 0) return 0;
-  share.keep = dir;
   const fd = share.fd(slot);
-  share.keep = 0;
   const error = fd < 0 ? fd : setContexts(share, fd);
   if (error < 0) {
     native.unlinkat(dirfd, name, removeFlags);
@@ -112,7 +110,6 @@ export function rename(share: Share, parent: number, name: number, newParent: nu
   if (dirfd < 0) return dirfd;
   share.keep = dir;
   const newDirfd = share.fd(newDir);
-  share.keep = 0;
   return newDirfd < 0 ? newDirfd : native.renameat2(dirfd, name, newDirfd, newName, flags);
 }
 
@@ -126,7 +123,6 @@ export function link(share: Share, nodeid: number, newParent: number, newName: n
   if (fd < 0) return fd;
   share.keep = slot;
   const dirfd = share.fd(dir);
-  share.keep = 0;
   if (dirfd < 0) return dirfd;
   const error = native.linkProc(share.procfd, fd, dirfd, newName);
   if (error < 0) return error;

@@ -46,6 +46,7 @@ export function lookup(share: Share, parent: number, name: number, nameLength: n
   if (dir < 0) return dir;
   const dirfd = share.fd(dir);
   if (dirfd < 0) return dirfd;
+  share.keep = dir;
   let slot: number;
   if (nameLength === 1 && u8[name] === DOT) slot = lookupSelf(share, dir, dirfd);
   else if (nameLength === 2 && u8[name] === DOT && u8[name + 1] === DOT) slot = lookupParent(share, dir, dirfd);
@@ -80,6 +81,7 @@ export function unref(share: Share, slot: number, nlookup: number): void {
  */
 export function lookupName(share: Share, dir: number, dirfd: number, name: number, made: boolean): number {
   const inodes = share.inodes;
+  share.keep = dir;
   for (let attempt = 0; attempt < ATTEMPTS; attempt++) {
     let error = native.statx(dirfd, name, AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT, LOOKUP_MASK, share.attr);
     if (error < 0) return error;
@@ -98,10 +100,10 @@ export function lookupName(share: Share, dir: number, dirfd: number, name: numbe
         slot = 0;
       }
     }
-    if (share.handlesOn(mount)) {
+    if (share.handlesOn(mount) && share.mounts.flags(mount) & MountFlag.inoInHandle) {
       error = share.nameToHandle(dirfd, name, 0, mount);
       if (error === 0) {
-        if (!handleNames(share.handle, inoLow, inoHigh) && !stillThere(share, dirfd, name)) continue;
+        if (!handleNames(share.handle, inoLow, inoHigh)) continue;
         if (slot !== 0 && inodes.sameHandle(slot, share.handle)) return found(share, slot, dir);
         if (slot !== 0) inodes.retire(slot);
         if ((u32[share.handle >> 2] as number) <= HANDLE_MAX) return enter(share, dir, mount, true);
@@ -111,7 +113,7 @@ export function lookupName(share: Share, dir: number, dirfd: number, name: numbe
         return error;
       }
     }
-    // No handle to be had: the descriptor that is kept decides what the inode is.
+    // No handle to be had, or none that tells whose it is: all is asked of one descriptor.
     if (!share.room()) return -ENFILE;
     const fd = native.openat(dirfd, name, O_PATH | O_NOFOLLOW, 0);
     return fd < 0 ? fd : lookupFd(share, dir, fd, true, made);
@@ -238,33 +240,20 @@ function found(share: Share, slot: number, dir: number): number {
   return slot;
 }
 
-/**
- * Whether a handle is surely of the inode with this number: file systems that write the number into it.
- * A number that is not found is no sign of the contrary (FUSE puts its own there).
- */
+/** Whether a handle is of the inode with this number, on a file system that writes the number into it (`MountFlag.inoInHandle`). */
 function handleNames(handle: number, inoLow: number, inoHigh: number): boolean {
   const word = handle >> 2;
-  const bytes = u32[word] as number;
   const a = u32[word + 2] as number;
   const b = u32[word + 3] as number;
   switch (u32[word + 1]) {
     case 0x01: // FILEID_INO32_GEN: ext4, f2fs, xfs { ino, generation }; shmem_encode_fh() { generation, ino, ino >> 32 }
-      return bytes === 8 ? a === inoLow && inoHigh === 0 : bytes === 12 && b === inoLow && u32[word + 4] === inoHigh;
+      return u32[word] === 12 ? b === inoLow && u32[word + 4] === inoHigh : a === inoLow && inoHigh === 0;
     case 0x81: // XFS_FILEID_INO32_GEN | XFS_FILEID_TYPE_64FLAG { u64 ino, generation }
     case 0x4d: // FILEID_BTRFS_WITHOUT_PARENT { u64 objectid, … }
       return a === inoLow && b === inoHigh;
     default:
       return false;
   }
-}
-
-/** Whether the name still leads to what is in `attr`: what was asked of it in between was of the same inode. */
-function stillThere(share: Share, dirfd: number, name: number): boolean {
-  if (native.statx(dirfd, name, AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT, LOOKUP_MASK, share.probe) < 0) return false;
-  const birth = Statx.btime >> 2;
-  const a = share.attr >> 2;
-  const b = share.probe >> 2;
-  return sameObject(a, b) && u32[a + birth] === u32[b + birth] && u32[a + birth + 2] === u32[b + birth + 2];
 }
 
 /** Same number, device and mount in two struct statx (word offsets). */

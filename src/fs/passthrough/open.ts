@@ -66,9 +66,7 @@ export function create(share: Share, parent: number, name: number, flags: number
   if (dirfd < 0) return dirfd;
   const hostFlags = openFlags(share, flags) & ~O_TRUNC;
   share.keep = dir;
-  const room = share.room();
-  share.keep = 0;
-  if (!room) return -ENFILE;
+  if (!share.room()) return -ENFILE;
   let error = enterCaller(share, dir, mode, umask);
   if (error < 0) return error;
   const fd = native.openat(dirfd, name, hostFlags | O_CREAT | O_EXCL, mode & 0o7777);
@@ -101,9 +99,7 @@ export function tmpfile(share: Share, parent: number, flags: number, mode: numbe
   if (dirfd < 0) return dirfd;
   const hostFlags = openFlags(share, flags) & ~O_TRUNC;
   share.keep = dir;
-  const room = share.room();
-  share.keep = 0;
-  if (!room) return -ENFILE;
+  if (!share.room()) return -ENFILE;
   let error = enterCaller(share, dir, mode, umask);
   if (error < 0) return error;
   // O_EXCL means here that the file never gets a name: the guest's kernel keeps to that itself.

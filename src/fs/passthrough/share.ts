@@ -114,7 +114,7 @@ export class Share {
   /** Who must know which inodes the guest knows: the host watcher, or nobody. */
   watcher: InodeWatcher | null = null;
 
-  /** An inode whose cached descriptor an operation on two of them needs until it is done: not evicted. */
+  /** The inode whose cached descriptor the operation under way goes on to use while others are opened: not evicted. */
   keep = 0;
   /** Arena offset of the host's name for the guest's file capabilities, where the map gives them another one; else 0. */
   mappedCapability = 0;
