@@ -232,6 +232,9 @@ for (const inodeFileHandles of root ? (['prefer', 'never'] as const) : (['never'
     assert.equal(t.write(nodeid, writer, 0, 'H', O_APPEND | 1), 1, 'but not for pages written back');
     assert.equal(fs.readFileSync(t.path('rw'), 'utf8'), 'Hello there\0\0\0\0\0\0\0\0\0gap!');
     assert.equal(t.write(nodeid, reader, 0, 'x'), EBADF);
+    assert.equal(t.write(nodeid, writer, -1, 'x'), EINVAL);
+    assert.equal(t.write(nodeid, writer, -1, Buffer.alloc(100000)), EINVAL);
+    assert.equal(t.read(nodeid, reader, -1, 1), EINVAL);
     assert.equal(t.read(nodeid + 1, reader, 0, 1), EBADF);
     assert.equal(t.read(nodeid, 99, 0, 1), EBADF);
     assert.equal(t.fs.flush(nodeid, writer), 0);

@@ -98,7 +98,7 @@ export class TestFs {
       size: u64(40),
       ino: u64(32),
       blocks: u64(48),
-      atime: arena.f64 && Number(BigInt.asIntN(64, words[(at + 64) >> 3] as bigint)),
+      atime: Number(BigInt.asIntN(64, words[(at + 64) >> 3] as bigint)),
       mtime: Number(BigInt.asIntN(64, words[(at + 112) >> 3] as bigint)),
       mtimeNsec: u32[(at + 120) >> 2] as number,
     };

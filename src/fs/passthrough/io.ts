@@ -10,6 +10,7 @@ import {
   EAGAIN,
   EBADF,
   EDQUOT,
+  EINVAL,
   ENFILE,
   ENOSPC,
   EOPNOTSUPP,
@@ -55,9 +56,10 @@ function submit(
   offset2: number,
   flags: number,
 ): number {
+  // A thread that the pool starts now inherits this one's ids; and the call itself may want root's reserved blocks.
+  share.credentials.restore();
   const offload = share.offload;
   if (!offload) return -EAGAIN;
-  share.credentials.restore(); // a thread that the pool starts now inherits this one's ids
   const fd2 = handle2 === 0 ? -1 : share.handles.fd(handle2);
   const result = offload.submit(op, share.handles.fd(handle), iov, count, skip, length, offset, fd2, offset2, flags);
   if (result !== PENDING) return -EAGAIN;
@@ -91,6 +93,7 @@ export function read(
 ): number {
   const handle = share.handles.find(fh, nodeid, Kind.file);
   if (handle < 0) return handle;
+  if (offset < 0) return -EINVAL; // -1 would mean the descriptor's own position
   const fd = share.handles.fd(handle);
   if ((share.handles.flags(handle) & (HandleFlag.noNowait | HandleFlag.direct)) === 0) {
     let done = 0;
@@ -138,6 +141,7 @@ export function write(
 ): number {
   const handle = share.handles.find(fh, nodeid, Kind.file);
   if (handle < 0) return handle;
+  if (offset < 0) return -EINVAL;
   const fd = share.handles.fd(handle);
   // Pages that the guest writes back have their place; a write of a program goes to the end as it is now on the host.
   const flags = writeFlags & O_APPEND && (writeFlags & FUSE_WRITE_CACHE) === 0 ? RWF_APPEND : 0;

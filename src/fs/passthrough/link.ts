@@ -6,6 +6,9 @@ import { isLocal } from './open.js';
 import { setContexts } from './secctx.js';
 import type { Share } from './share.js';
 
+/** No umask applies. */
+const NO_UMASK = -1;
+
 /** Takes the caller's ids and umask for a create-type operation in a directory; `credentials.leave` follows it. */
 export function enterCaller(share: Share, dir: number, mode: number, umask: number): number {
   const { caller, credentials } = share;
@@ -15,7 +18,7 @@ export function enterCaller(share: Share, dir: number, mode: number, umask: numb
   if (gid < 0) return gid;
   const group = caller.supplementaryGid < 0 ? -1 : share.gids.toHost(caller.supplementaryGid);
   if (group < -1) return group;
-  credentials.setUmask(share.session.dontMask ? umask & 0o777 : 0);
+  if (umask !== NO_UMASK) credentials.setUmask(share.session.dontMask ? umask & 0o777 : 0);
   return credentials.enter(uid, gid, group, !isLocal(share, dir), (mode & S_ISGID) !== 0 && (mode & S_IFMT) !== S_IFDIR);
 }
 
@@ -34,7 +37,7 @@ export function symlink(share: Share, parent: number, name: number, target: numb
   if (dir < 0) return dir;
   const dirfd = share.fd(dir);
   if (dirfd < 0) return dirfd;
-  let error = enterCaller(share, dir, 0, 0);
+  let error = enterCaller(share, dir, 0, NO_UMASK);
   if (error < 0) return error;
   error = native.symlinkat(target, dirfd, name);
   share.credentials.leave(isLocal(share, dir));
