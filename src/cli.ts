@@ -90,7 +90,7 @@ export async function help(width: number = Math.min(process.stdout.columns ?? 10
   const page = yargs([])
     .scriptName(PROGRAM)
     .usage(
-      '$0 --shared-dir=DIR --socket-path=PATH [OPTIONS]\n\nShares a host directory with a virtual machine: a virtio-fs device for a vhost-user front end.',
+      '$0 --shared-dir=DIR --socket-path=PATH [OPTIONS]\n$0 events METRICS-ADDRESS [--json]    what a guest watches and is sent, live\n\nShares a host directory with a virtual machine: a virtio-fs device for a vhost-user front end.',
     )
     .wrap(width)
     .locale('en')

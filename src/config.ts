@@ -184,7 +184,7 @@ function tag(tag: string | undefined): string | undefined {
 }
 
 /** `unix:PATH`, `HOST:PORT` or `[V6]:PORT`. */
-function metricsAddress(text: string): MetricsAddress {
+export function metricsAddress(text: string): MetricsAddress {
   if (text.startsWith('unix:')) {
     const path = text.slice('unix:'.length);
     requireSocketPath(path, '--metrics');

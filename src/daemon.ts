@@ -19,11 +19,12 @@ import { describe, FuseServer, type RequestMetrics, type ServerHooks } from './f
 import { ListeningSocket } from './listen.js';
 import { log, syslogSink } from './log.js';
 import { HotMetrics, Slot } from './metrics/hot.js';
-import { MetricsServer } from './metrics/server.js';
+import { type FeedEnd, MetricsServer } from './metrics/server.js';
 import { PROGRAM, VERSION } from './options.js';
 import { EventCarriers } from './queue/carriers.js';
 import { Offload } from './queue/offload.js';
 import { StartError } from './starterror.js';
+import { EventFeed } from './watch/feed.js';
 import { Fsnotify } from './watch/fsnotify.js';
 import { ShareNodes } from './watch/sharenodes.js';
 
@@ -64,13 +65,13 @@ export class Daemon {
     this.#offload = new Offload(config.threadPoolSize ?? DEFAULT_OFFLOAD_THREADS);
     this.#fs = openShare(config, this.#offload);
     const hooks: ServerHooks = { jobs: this.#offload, warn: (line) => log.limited('warn', 'session', line) };
-    if (config.metrics !== undefined) {
-      this.#metrics = new HotMetrics(OPCODES.length);
-      this.#metricsServer = serveMetrics(config, this.#metrics);
-      hooks.metrics = requestMetrics(this.#metrics);
-    }
     this.#events = this.#openEvents();
     if (this.#events !== undefined) hooks.events = this.#events;
+    if (config.metrics !== undefined) {
+      this.#metrics = new HotMetrics(OPCODES.length);
+      this.#metricsServer = serveMetrics(config, this.#metrics, this.#events, this.#openFeed());
+      hooks.metrics = requestMetrics(this.#metrics);
+    }
     const server = new FuseServer(this.#fs, serverOptions(config), hooks);
     this.#device = new VirtioFsDevice(
       server,
@@ -147,6 +148,25 @@ export class Daemon {
       },
       (queue, reason) => this.#backend?.fail(queue, reason),
     );
+  }
+
+  /** What `virtiofsd-ts events` reads of the metrics server. */
+  #openFeed(): FeedEnd | undefined {
+    const events = this.#events;
+    if (events === undefined) return undefined;
+    const { share } = this.#fs;
+    const feed = new EventFeed(this.#config.sharedDir, {
+      fd(nodeid) {
+        const slot = share.inodes.find(nodeid);
+        return slot < 0 ? slot : share.fd(slot);
+      },
+      list: () => events.fsnotify.list(),
+    });
+    events.feed = feed;
+    events.fsnotify.notifier.observer = (at, length) => feed.sent(at, length);
+    const wake = native.eventfd(0);
+    this.#loop.add(wake, true, () => feed.listIfWanted());
+    return { buffer: feed.buffer, wake };
   }
 
   #drainEvents(): void {
@@ -297,13 +317,18 @@ function serverOptions(config: Config) {
   };
 }
 
-function serveMetrics(config: Config, metrics: HotMetrics): MetricsServer {
+function serveMetrics(config: Config, metrics: HotMetrics, events: EventCarriers | undefined, feed: FeedEnd | undefined): MetricsServer {
   const address = config.metrics as NonNullable<Config['metrics']>;
-  const server = new MetricsServer(address, {
-    buffers: [metrics.buffer],
-    opcodes: OPCODES.map((operation) => operation.name),
-    version: VERSION,
-  });
+  const server = new MetricsServer(
+    address,
+    {
+      buffers: [metrics.buffer],
+      opcodes: OPCODES.map((operation) => operation.name),
+      fsnotify: events?.fsnotify.counters.buffer,
+      version: VERSION,
+    },
+    feed,
+  );
   try {
     server.ready();
   } catch (error) {

@@ -1,13 +1,21 @@
 /** `virtiofsd-ts`: reads the command line and runs the daemon; whatever a user can put right is said in one line. */
-import { commandLine } from './cli.js';
+import { commandLine, usageExit } from './cli.js';
 import { log } from './log.js';
+import { UsageError } from './options.js';
 import { StartError } from './starterror.js';
 
-const config = await commandLine(process.argv.slice(2));
+const argv = process.argv.slice(2);
 try {
-  const { Daemon } = await import('./daemon.js');
-  process.exitCode = new Daemon(config).run();
+  if (argv[0] === 'events') {
+    const { events } = await import('./events.js');
+    process.exitCode = await events(argv.slice(1));
+  } else {
+    const config = await commandLine(argv);
+    const { Daemon } = await import('./daemon.js');
+    process.exitCode = new Daemon(config).run();
+  }
 } catch (error) {
+  if (error instanceof UsageError) usageExit(error);
   if (!(error instanceof StartError)) throw error;
   log.error(error.message);
   process.exitCode = 1;

@@ -6,6 +6,7 @@
  * | virtiofsd_requests_total | counter | opcode | FUSE requests answered |
  * | virtiofsd_request_errors_total | counter | opcode, errno | FUSE requests answered with an error (ENOENT of LOOKUP is everyday life) |
  * | virtiofsd_request_duration_seconds | histogram | opcode | time from taking a request off its queue to answering it |
+ * | virtiofsd_fsnotify_… | counter, gauge, histogram | | file events, one for each row of FSNOTIFY below; watches; latency |
  * | virtiofsd_… | counter, gauge | | one for each row of SCALARS in `hot.ts` |
  * | virtiofsd_build_info | gauge | version, node_version | always 1 |
  * | process_cpu_seconds_total, process_resident_memory_bytes, process_virtual_memory_bytes, process_start_time_seconds, process_max_fds | | | as every Prometheus client has them |
@@ -16,7 +17,8 @@
  */
 import { readFileSync } from 'node:fs';
 import { constants } from 'node:os';
-import { Counter, Gauge, type Metric, Registry } from 'prom-client';
+import { Gauge, type Metric, Counter as PromCounter, Registry } from 'prom-client';
+import { Counter, Counters, LATENCY_BUCKETS } from '../watch/counters.js';
 import { BUCKET_BOUNDS, HotMetrics, SCALARS } from './hot.js';
 
 export interface MetricsSource {
@@ -24,6 +26,8 @@ export interface MetricsSource {
   readonly buffers: readonly SharedArrayBuffer[];
   /** Label of each opcode index. */
   readonly opcodes: readonly string[];
+  /** The block of `watch/counters.ts`; undefined without remote fsnotify. */
+  readonly fsnotify?: SharedArrayBuffer | undefined;
   readonly version: string;
 }
 
@@ -37,7 +41,7 @@ export function registryOf(source: MetricsSource): Registry {
   const registry = new Registry();
   const registers = [registry];
 
-  new Counter({
+  new PromCounter({
     name: `${PREFIX}requests_total`,
     help: 'FUSE requests answered',
     labelNames: ['opcode'],
@@ -51,7 +55,7 @@ export function registryOf(source: MetricsSource): Registry {
     },
   });
 
-  new Counter({
+  new PromCounter({
     name: `${PREFIX}request_errors_total`,
     help: 'FUSE requests answered with an error',
     labelNames: ['opcode', 'errno'],
@@ -65,7 +69,7 @@ export function registryOf(source: MetricsSource): Registry {
     },
   });
 
-  registry.registerMetric(new RequestDuration(blocks, opcodes) as unknown as Metric);
+  registry.registerMetric(requestDuration(blocks, opcodes) as unknown as Metric);
 
   SCALARS.forEach(({ type, name, help }, slot) => {
     const value = () => sum(blocks, (block) => block.values[slot] as number);
@@ -80,6 +84,7 @@ export function registryOf(source: MetricsSource): Registry {
     labelNames: ['version', 'node_version'],
     registers,
   }).set({ version, node_version: process.version }, 1);
+  if (source.fsnotify !== undefined) addFsnotifyMetrics(registry, new Counters(source.fsnotify));
   addProcessMetrics(registers);
   return registry;
 }
@@ -91,41 +96,101 @@ interface Sample {
   value: number;
 }
 
+/** A series of a histogram: its labels, the counts of its buckets (the last one for what is above all bounds), and the sum. */
+interface Series {
+  labels: Record<string, string>;
+  counts: readonly number[];
+  sum: number;
+}
+
 /**
- * The histogram of request times, from buckets that are counted already: prom-client's own class could only be told of each
- * observation. A registry asks nothing of a metric but these fields.
+ * A histogram from buckets that are counted already: prom-client's own class could only be told of each observation. A registry
+ * asks nothing of a metric but these fields.
  */
-class RequestDuration {
-  readonly name = `${PREFIX}request_duration_seconds`;
-  readonly help = 'Time from taking a FUSE request off its queue to answering it';
+class CountedHistogram {
+  readonly name: string;
+  readonly help: string;
   readonly type = 'histogram';
   readonly aggregator = 'sum';
-  readonly #blocks: readonly HotMetrics[];
-  readonly #opcodes: readonly string[];
+  readonly #bounds: readonly number[];
+  readonly #read: () => Series[];
 
-  constructor(blocks: readonly HotMetrics[], opcodes: readonly string[]) {
-    this.#blocks = blocks;
-    this.#opcodes = opcodes;
+  constructor(name: string, help: string, bounds: readonly number[], read: () => Series[]) {
+    this.name = name;
+    this.help = help;
+    this.#bounds = bounds;
+    this.#read = read;
   }
 
   async get() {
     const { name, help, type, aggregator } = this;
-    return { name, help, type, aggregator, values: this.#opcodes.flatMap((opcode, index) => this.#series(opcode, index)) };
+    return { name, help, type, aggregator, values: this.#read().flatMap((series) => this.#samples(series)) };
   }
 
-  #series(opcode: string, index: number): Sample[] {
-    const samples: Sample[] = [];
+  #samples({ labels, counts, sum: total }: Series): Sample[] {
     let count = 0;
-    for (let bucket = 0; bucket <= BUCKET_BOUNDS.length; bucket++) {
-      count += sum(this.#blocks, (block) => block.buckets(index)[bucket] as number);
-      samples.push({ metricName: `${this.name}_bucket`, labels: { opcode, le: BUCKET_BOUNDS[bucket] ?? '+Inf' }, value: count });
-    }
+    const samples = counts.map((n, bucket): Sample => {
+      count += n;
+      return { metricName: `${this.name}_bucket`, labels: { ...labels, le: this.#bounds[bucket] ?? '+Inf' }, value: count };
+    });
     if (count === 0) return [];
-    const seconds = sum(this.#blocks, (block) => block.seconds(index));
-    samples.push({ metricName: `${this.name}_sum`, labels: { opcode }, value: seconds });
-    samples.push({ metricName: `${this.name}_count`, labels: { opcode }, value: count });
+    samples.push({ metricName: `${this.name}_sum`, labels, value: total });
+    samples.push({ metricName: `${this.name}_count`, labels, value: count });
     return samples;
   }
+}
+
+function requestDuration(blocks: readonly HotMetrics[], opcodes: readonly string[]): CountedHistogram {
+  const buckets = Array.from({ length: BUCKET_BOUNDS.length + 1 }, (_, bucket) => bucket);
+  return new CountedHistogram(
+    `${PREFIX}request_duration_seconds`,
+    'Time from taking a FUSE request off its queue to answering it',
+    BUCKET_BOUNDS,
+    () =>
+      opcodes.map((opcode, index) => ({
+        labels: { opcode },
+        counts: buckets.map((bucket) => sum(blocks, (block) => block.buckets(index)[bucket] as number)),
+        sum: sum(blocks, (block) => block.seconds(index)),
+      })),
+  );
+}
+
+/** Remote fsnotify: [name, help] of each counter. */
+const FSNOTIFY: readonly (readonly [counter: number, name: string, help: string])[] = [
+  [Counter.events, 'host_events_total', 'File events read from the host'],
+  [Counter.echoes, 'echoes_total', 'File events of the host that were changes of this guest itself, and dropped'],
+  [Counter.records, 'records_total', 'Event records queued for the guest'],
+  [Counter.coalesced, 'coalesced_total', 'Event records left out because the one before was the same'],
+  [Counter.invalidations, 'invalidations_total', 'Cache invalidations queued for the guest'],
+  [Counter.invalidationsSaved, 'invalidations_saved_total', 'Cache invalidations left out because the same one was under way'],
+  [Counter.hostOverflows, 'host_overflows_total', "Times that the host's event queue overflowed"],
+  [
+    Counter.queueOverflows,
+    'queue_overflows_total',
+    'Times that the queue for the guest overflowed or the guest gave no buffers for too long',
+  ],
+  [Counter.overflowsSent, 'overflows_sent_total', 'Times that the guest was told that events were lost'],
+  [Counter.lost, 'lost_total', 'Records and invalidations lost in overflows of the queue for the guest'],
+  [Counter.messages, 'messages_total', 'Messages handed to the guest'],
+  [Counter.bytes, 'message_bytes_total', 'Bytes of these messages'],
+  [Counter.refused, 'refused_watches_total', 'Watch requests of the guest that were refused'],
+];
+
+function addFsnotifyMetrics(registry: Registry, counters: Counters): void {
+  const registers = [registry];
+  for (const [index, name, help] of FSNOTIFY) counter({ name: `${PREFIX}fsnotify_${name}`, help, registers }, () => counters.get(index));
+  gauge({ name: `${PREFIX}fsnotify_watches`, help: 'Files and directories that the guest watches', registers }, () =>
+    counters.get(Counter.watches),
+  );
+  const bounds = Array.from({ length: LATENCY_BUCKETS - 1 }, (_, bucket) => 2 ** bucket / 1e6);
+  registry.registerMetric(
+    new CountedHistogram(
+      `${PREFIX}fsnotify_latency_seconds`,
+      "Time from reading the first event of a message from the host to having it in the guest's buffer",
+      bounds,
+      () => [{ labels: {}, counts: [...counters.latency], sum: counters.latencySum / 1e9 }],
+    ) as unknown as Metric,
+  );
 }
 
 function addProcessMetrics(registers: Registry[]): void {
@@ -153,7 +218,7 @@ interface ScalarConfiguration {
 }
 
 function counter(configuration: ScalarConfiguration, value: () => number): void {
-  new Counter({
+  new PromCounter({
     ...configuration,
     collect() {
       this.reset();

@@ -1,12 +1,13 @@
-/** The thread that serves metrics over HTTP: GET /metrics, at a Unix socket or a TCP port. Started by `server.ts`. */
-import { lstatSync, unlinkSync } from 'node:fs';
+/** The thread that serves metrics (GET /metrics) and file events (GET /events) over HTTP, at a Unix socket or a TCP port. Started by `server.ts`. */
+import { lstatSync, unlinkSync, writeSync } from 'node:fs';
 import { createServer, type IncomingMessage, type ServerResponse } from 'node:http';
 import { type AddressInfo, connect } from 'node:net';
 import { workerData } from 'node:worker_threads';
 import type { MetricsAddress } from '../config.js';
-import { REPORT_BYTES, Report, State, type ThreadData } from './server.js';
+import { FeedReader } from '../watch/feed.js';
+import { type FeedEnd, REPORT_BYTES, Report, State, type ThreadData } from './server.js';
 
-const { address, report, ...source } = workerData as ThreadData;
+const { address, report, feed, ...source } = workerData as ThreadData;
 
 /** prom-client takes as long to load as the whole start of the daemon, so it comes after the socket. */
 const registry = async () => (await import('./prometheus.js')).registryOf(source);
@@ -70,9 +71,13 @@ function replaceStale(path: string, reason: Error): void {
 
 async function answer(request: IncomingMessage, response: ServerResponse): Promise<void> {
   const path = request.url?.replace(/\?.*/s, '');
+  if (path === '/events' && feed !== undefined) {
+    await stream(response, feed);
+    return;
+  }
   if (path !== '/metrics') {
     response.statusCode = 404;
-    response.end('not found: the metrics are at /metrics\n');
+    response.end('not found: the metrics are at /metrics, file events (unless --fsnotify=off) at /events\n');
     return;
   }
   if (request.method !== 'GET' && request.method !== 'HEAD') {
@@ -86,6 +91,19 @@ async function answer(request: IncomingMessage, response: ServerResponse): Promi
   const text = await metrics.metrics();
   response.setHeader('Content-Type', metrics.contentType);
   response.end(text);
+}
+
+/** Lines of JSON for as long as the reader listens. */
+async function stream(response: ServerResponse, { buffer, wake }: FeedEnd): Promise<void> {
+  const reader = new FeedReader(buffer);
+  response.on('close', () => reader.close());
+  response.setHeader('Content-Type', 'application/x-ndjson');
+  response.flushHeaders();
+  writeSync(wake, new BigUint64Array([1n]));
+  for (let lines = await reader.next(); lines !== undefined; lines = await reader.next()) {
+    // A reader that stops reading stops here too, and is told what it lost when it goes on.
+    if (!response.write(lines)) await new Promise((resolve) => response.once('drain', resolve).once('close', resolve));
+  }
 }
 
 function name(address: MetricsAddress): string {

@@ -12,10 +12,17 @@ export const Report = { state: 0, port: 1, length: 2, words: 3 } as const;
 export const State = { starting: 0, listening: 1, failed: 2 } as const;
 export const REPORT_BYTES = 1024;
 
+/** What GET /events reads: the block of `watch/feed.ts`, and an eventfd that tells the device thread of a new reader. */
+export interface FeedEnd {
+  readonly buffer: SharedArrayBuffer;
+  readonly wake: number;
+}
+
 /** What the thread is started with. */
 export interface ThreadData extends MetricsSource {
   readonly address: MetricsAddress;
   readonly report: SharedArrayBuffer;
+  readonly feed: FeedEnd | undefined;
 }
 
 const START_TIMEOUT_MS = 10_000;
@@ -28,9 +35,9 @@ export class MetricsServer {
   readonly #words = new Int32Array(this.#report, 0, Report.words);
 
   /** Starts the thread and returns at once; {@link ready} tells whether it serves. */
-  constructor(address: MetricsAddress, source: MetricsSource) {
+  constructor(address: MetricsAddress, source: MetricsSource, feed?: FeedEnd) {
     this.#address = address;
-    const workerData: ThreadData = { ...source, address, report: this.#report };
+    const workerData: ThreadData = { ...source, address, report: this.#report, feed };
     this.#worker = new Worker(new URL('./server-thread.js', import.meta.url), {
       workerData,
       execArgv: [],

@@ -9,6 +9,7 @@ import { arena, arenaAlloc, native } from 'vhost-user-ts/native';
 import { PENDING } from '../fs/filesystem.js';
 import { Errno, OutHeader, READ_NOTIFY_STOP } from '../fuse/abi.js';
 import type { Chain, FileEvents } from '../fuse/server.js';
+import type { EventFeed } from '../watch/feed.js';
 import type { Fsnotify } from '../watch/fsnotify.js';
 import type { BufferSource } from '../watch/notifier.js';
 
@@ -189,6 +190,9 @@ export class EventCarriers implements FileEvents {
   /** Called once a session when its guest has given the first buffer: from then on it can be told of changes. */
   onCarrier: () => void = () => undefined;
 
+  /** Shows people what goes on; undefined when nobody can look. */
+  feed: EventFeed | undefined;
+
   readonly #begin: (fsnotify: Fsnotify) => void;
   readonly #queue: NotificationQueue;
   readonly #lent = new LentBuffers();
@@ -224,7 +228,9 @@ export class EventCarriers implements FileEvents {
   }
 
   watch(nodeid: number, generation: number, maskLow: number, maskHigh: number, flags: number): number {
-    return this.fsnotify.watch(nodeid, generation, maskLow, maskHigh, flags);
+    const result = this.fsnotify.watch(nodeid, generation, maskLow, maskHigh, flags);
+    this.feed?.watched(nodeid, maskLow, -result);
+    return result;
   }
 
   lend(chain: Chain, uniqueLow: number, uniqueHigh: number, _size: number, flags: number): number {

@@ -32,16 +32,33 @@ export const Counter = {
   refused: 13,
 } as const;
 
+/** Places for the numbers above. */
+const SCALARS = 16;
+
 /** Upper bounds of the latency buckets are powers of two of microseconds: below 1, 2, 4, … and the rest. */
 export const LATENCY_BUCKETS = 24;
 
 /** One daemon's numbers. */
 export class Counters {
-  readonly values = new Float64Array(16);
+  /** Shared, so that another thread can serve the numbers. */
+  readonly buffer: SharedArrayBuffer;
+  readonly values: Float64Array;
   /** Messages by their latency, from the drain that read the first event in them to the guest's buffer. */
-  readonly latency = new Float64Array(LATENCY_BUCKETS);
+  readonly latency: Float64Array;
+  readonly #latencySum: Float64Array;
+
+  /** @param buffer the block of a daemon's counters, to read them; else a new one is made */
+  constructor(buffer = new SharedArrayBuffer(8 * (SCALARS + LATENCY_BUCKETS + 1))) {
+    this.buffer = buffer;
+    this.values = new Float64Array(buffer, 0, SCALARS);
+    this.latency = new Float64Array(buffer, 8 * SCALARS, LATENCY_BUCKETS);
+    this.#latencySum = new Float64Array(buffer, 8 * (SCALARS + LATENCY_BUCKETS), 1);
+  }
+
   /** Sum of the latencies in nanoseconds. */
-  latencySum = 0;
+  get latencySum(): number {
+    return this.#latencySum[0] as number;
+  }
 
   add(counter: number, n = 1): void {
     this.values[counter] = (this.values[counter] as number) + n;
@@ -52,7 +69,7 @@ export class Counters {
   }
 
   observe(nanoseconds: number): void {
-    this.latencySum += nanoseconds;
+    this.#latencySum[0] = this.latencySum + nanoseconds;
     const microseconds = nanoseconds < 2 ** 40 ? (nanoseconds / 1000) | 0 : 2 ** 30;
     const bucket = Math.min(32 - Math.clz32(microseconds), LATENCY_BUCKETS - 1);
     this.latency[bucket] = (this.latency[bucket] as number) + 1;

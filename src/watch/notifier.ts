@@ -124,6 +124,8 @@ const RECENT_INODES = 1024;
 const RECENT_ENTRIES = 64;
 
 export class Notifier {
+  /** Sees every message that is handed to the guest (arena offset and length); for people who look. */
+  observer: ((at: number, length: number) => void) | null = null;
   /** Called before an OVERFLOW record is handed over: marks are set again then, so that what the guest does next misses nothing. */
   onOverflow: () => void = () => undefined;
 
@@ -348,6 +350,7 @@ export class Notifier {
       }
       if ((flags & IS_DELETE) !== 0) this.#deletes--;
       native.scatter(source.iov, source.count, source.skip, at, length);
+      if (this.observer !== null) this.observer(at, length);
       source.complete(length);
       if (ring !== null) ring.shift();
       else this.#emptyOpen();
