@@ -162,7 +162,7 @@ export interface FileSystem {
   listxattr(nodeid: number, out: number, size: number): number;
   removexattr(nodeid: number, name: number): number;
   fallocate(nodeid: number, fh: number, offset: number, length: number, mode: number): number;
-  /** LSEEK with SEEK_DATA or SEEK_HOLE (others too); returns the position. */
+  /** LSEEK with SEEK_DATA or SEEK_HOLE (others too); returns the position, never PENDING (a position can be that number). */
   lseek(nodeid: number, fh: number, offset: number, whence: number): number;
   copyFileRange(fhIn: number, offsetIn: number, nodeidOut: number, fhOut: number, offsetOut: number, length: number): number;
   /** IOCTL on an open file: `input` bytes at arena `data`; the result overwrites them; returns the output length. */
