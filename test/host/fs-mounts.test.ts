@@ -21,8 +21,16 @@ const umount = (path: string): void => {
   execFileSync('umount', ['-l', path], { stdio: 'ignore' });
 };
 
-const canMount = root && mount('-t', 'tmpfs', 'none', fs.mkdirSync('/tmp/fs-mount-probe', { recursive: true }) ?? '/tmp/fs-mount-probe');
-if (canMount) umount('/tmp/fs-mount-probe');
+/** Whether a file system can be mounted: not in most containers, root or not. */
+function tryMount(): boolean {
+  const probe = fs.mkdtempSync('/tmp/fs-mount-');
+  const can = root && mount('-t', 'tmpfs', 'none', probe);
+  if (can) umount(probe);
+  fs.rmdirSync(probe);
+  return can;
+}
+
+const canMount = tryMount();
 const needsMount = { skip: canMount ? false : 'mounting is not permitted' };
 
 for (const inodeFileHandles of ['prefer', 'never'] as const) {
