@@ -651,12 +651,15 @@ export class FuseClient {
     const queue = this.queueAt(1);
     queue.wait(timeout);
     const replies: Reply[] = [];
+    const segments: Segment[] = [];
     for (const { head, length } of queue.collect()) {
       const segment = this.notificationBuffers.get(head) as Segment;
       this.notificationBuffers.delete(head);
+      segments.push(segment);
       replies.push(decodeReply(this.driver.memory.read(segment.address, length)));
-      this.notificationBuffers.set(queue.add([], [segment]), segment);
     }
+    // Only now: the heads that become free are used again.
+    for (const segment of segments) this.notificationBuffers.set(queue.add([], [segment]), segment);
     if (replies.length > 0) {
       queue.publish();
       queue.kick();
