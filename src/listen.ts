@@ -1,6 +1,7 @@
 /** The socket that front ends connect to: made at a path, or inherited (libvirt passes one that already listens). */
 import { lstatSync, rmSync } from 'node:fs';
 import { constants } from 'node:os';
+import { resolve } from 'node:path';
 import { cString, native } from 'vhost-user-ts/native';
 import type { ListenOn } from './config.js';
 import { StartError } from './starterror.js';
@@ -28,7 +29,7 @@ export class ListeningSocket {
       this.#inode = 0;
       return;
     }
-    this.#path = on.path;
+    this.#path = resolve(on.path); // the working directory changes (see xattrs in native/fsops.cc)
     this.fd = bind(on.path, on.group);
     this.#inode = lstatSync(on.path).ino;
   }

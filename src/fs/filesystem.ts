@@ -91,6 +91,8 @@ export interface SessionOptions {
   /** Guest applies the umask itself? With FUSE_DONT_MASK it does not, and create-type calls carry it. */
   dontMask: boolean;
   posixAcl: boolean;
+  /** The guest's VFS has taken S_ISGID from modes where its caller may not set it (Linux 6.0 and later): it is not judged again. */
+  stripsSetgid: boolean;
   /** FUSE_HANDLE_KILLPRIV_V2. */
   killPrivV2: boolean;
   writebackCache: boolean;

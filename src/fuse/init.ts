@@ -147,6 +147,8 @@ export function negotiate(
     writebackCache: (flags & InitFlag.WRITEBACK_CACHE) !== 0,
     submounts: (flags & InitFlag.SUBMOUNTS) !== 0,
     atomicOTrunc: (flags & InitFlag.ATOMIC_O_TRUNC) !== 0,
+    // TMPFILE came with 7.37 (Linux 6.1), mode_strip_sgid() in vfs_create() and the like with 6.0.
+    stripsSetgid: request.minor >= 37,
     securityContext: (flags2 & InitFlag2.SECURITY_CTX) !== 0,
   };
 }
@@ -167,6 +169,7 @@ export const NO_SESSION: Session = {
   writebackCache: false,
   submounts: false,
   atomicOTrunc: false,
+  stripsSetgid: false,
   securityContext: false,
 };
 

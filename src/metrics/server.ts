@@ -3,6 +3,7 @@
  * thread itself sleeps in native calls and answers nobody.
  */
 import { unlinkSync } from 'node:fs';
+import { resolve } from 'node:path';
 import { Worker } from 'node:worker_threads';
 import type { MetricsAddress } from '../config.js';
 import type { MetricsSource } from './prometheus.js';
@@ -36,7 +37,7 @@ export class MetricsServer {
 
   /** Starts the thread and returns at once; {@link ready} tells whether it serves. */
   constructor(address: MetricsAddress, source: MetricsSource, feed?: FeedEnd) {
-    this.#address = address;
+    this.#address = 'path' in address ? { path: resolve(address.path) } : address; // the working directory changes
     const workerData: ThreadData = { ...source, address, report: this.#report, feed };
     this.#worker = new Worker(new URL('./server-thread.js', import.meta.url), {
       workerData,

@@ -13,6 +13,7 @@ export const SESSION: SessionOptions = {
   writebackCache: false,
   submounts: true,
   atomicOTrunc: true,
+  stripsSetgid: false,
   securityContext: false,
 };
 

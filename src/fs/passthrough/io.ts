@@ -145,7 +145,7 @@ export function write(
   const fd = share.handles.fd(handle);
   // Pages that the guest writes back have their place; a write of a program goes to the end as it is now on the host.
   const flags = writeFlags & O_APPEND && (writeFlags & FUSE_WRITE_CACHE) === 0 ? RWF_APPEND : 0;
-  const kill = (writeFlags & FUSE_WRITE_KILL_SUIDGID) !== 0 && share.session.killPrivV2;
+  const kill = (writeFlags & FUSE_WRITE_KILL_SUIDGID) !== 0; // also without HANDLE_KILLPRIV_V2: direct writes of Linux set it always
   clearCapabilities(share, fd);
   if (size > INLINE_WRITE || share.handles.flags(handle) & HandleFlag.slowWrite) {
     const job = submit(share, handle, 0, kill ? OffloadOp.writeKillPriv : OffloadOp.write, iov, count, skip, size, offset, 0, flags);

@@ -1,10 +1,26 @@
 /** Names: making and removing them, and reading symbolic links. */
-import { EMPTY_NAME, native } from 'vhost-user-ts/native';
-import { AT_REMOVEDIR, EINVAL, S_IFBLK, S_IFCHR, S_IFDIR, S_IFIFO, S_IFLNK, S_IFMT, S_IFREG, S_IFSOCK, S_ISGID } from '../linux.js';
+import { arena, EMPTY_NAME, native } from 'vhost-user-ts/native';
+import { ROOT_SLOT } from '../inodes.js';
+import {
+  AT_NO_AUTOMOUNT,
+  AT_REMOVEDIR,
+  AT_SYMLINK_NOFOLLOW,
+  EINVAL,
+  S_IFBLK,
+  S_IFCHR,
+  S_IFDIR,
+  S_IFIFO,
+  S_IFLNK,
+  S_IFMT,
+  S_IFREG,
+  S_IFSOCK,
+  S_ISGID,
+  Statx,
+} from '../linux.js';
 import { lookupName, unref } from './lookup.js';
 import { isLocal } from './open.js';
 import { setContexts } from './secctx.js';
-import type { Share } from './share.js';
+import { LOOKUP_MASK, type Share } from './share.js';
 
 /** No umask applies. */
 const NO_UMASK = -1;
@@ -19,7 +35,8 @@ export function enterCaller(share: Share, dir: number, mode: number, umask: numb
   const group = caller.supplementaryGid < 0 ? -1 : share.gids.toHost(caller.supplementaryGid);
   if (group < -1) return group;
   if (umask !== NO_UMASK) credentials.setUmask(share.session.dontMask ? umask & 0o777 : 0);
-  return credentials.enter(uid, gid, group, !isLocal(share, dir), (mode & S_ISGID) !== 0 && (mode & S_IFMT) !== S_IFDIR);
+  const setGid = (mode & S_ISGID) !== 0 && (mode & S_IFMT) !== S_IFDIR && !share.session.stripsSetgid;
+  return credentials.enter(uid, gid, group, !isLocal(share, dir), setGid);
 }
 
 /** READLINK; a target that fills all of `size` was cut off. */
@@ -100,7 +117,27 @@ function remove(share: Share, parent: number, name: number, flags: number): numb
   const dir = share.directory(parent);
   if (dir < 0) return dir;
   const dirfd = share.fd(dir);
-  return dirfd < 0 ? dirfd : native.unlinkat(dirfd, name, flags);
+  if (dirfd < 0) return dirfd;
+  if (flags === AT_REMOVEDIR || share.session.writebackCache) keepVictim(share, dir, dirfd, name);
+  return native.unlinkat(dirfd, name, flags);
+}
+
+/**
+ * Before a name goes: the inode that goes with it keeps a descriptor until the guest forgets it, because its handle dies now.
+ * The guest may need it without having it open: a directory is somebody's working directory, and with the writeback cache
+ * times of a file are written after its last name went (`fuse_update_ctime()`).
+ */
+function keepVictim(share: Share, dir: number, dirfd: number, name: number): void {
+  if (native.statx(dirfd, name, AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT, LOOKUP_MASK, share.attr) < 0) return;
+  const word = share.attr >> 2;
+  const directory = ((arena.u16[(share.attr + Statx.mode) >> 1] as number) & S_IFMT) === S_IFDIR;
+  if (!directory && (arena.u32[word + (Statx.nlink >> 2)] as number) > 1) return;
+  const mount = share.mountOfAttr(dir, dirfd, name);
+  if (mount < 0) return;
+  const slot = share.inodes.byIno(arena.u32[word + (Statx.ino >> 2)] as number, arena.u32[word + (Statx.ino >> 2) + 1] as number, mount);
+  if (slot <= ROOT_SLOT) return;
+  share.keep = dir;
+  if (share.fd(slot) >= 0) share.pinCached(slot);
 }
 
 /** RENAME and RENAME2. */
@@ -113,7 +150,18 @@ export function rename(share: Share, parent: number, name: number, newParent: nu
   if (dirfd < 0) return dirfd;
   share.keep = dir;
   const newDirfd = share.fd(newDir);
-  return newDirfd < 0 ? newDirfd : native.renameat2(dirfd, name, newDirfd, newName, flags);
+  if (newDirfd < 0) return newDirfd;
+  if (share.session.writebackCache && flags === 0) {
+    // Both descriptors are needed: one that is cached could be closed to make room for the victim's.
+    const kept = native.dup(newDirfd);
+    if (kept < 0) return kept;
+    keepVictim(share, newDir, kept, newName);
+    const again = share.fd(dir);
+    const error = again < 0 ? again : native.renameat2(again, name, kept, newName, flags);
+    native.close(kept);
+    return error;
+  }
+  return native.renameat2(dirfd, name, newDirfd, newName, flags);
 }
 
 /** LINK. */

@@ -51,6 +51,7 @@ const NO_SESSION: SessionOptions = {
   dontMask: false,
   posixAcl: false,
   killPrivV2: false,
+  stripsSetgid: false,
   writebackCache: false,
   submounts: false,
   atomicOTrunc: false,
@@ -264,10 +265,24 @@ export class Share {
       this.#pinned--;
       return;
     }
+    this.#leaveRing(at);
+  }
+
+  #leaveRing(at: number): void {
     const position = this.inodes.u32[at + Inode.cachePosition] as number;
     const last = this.#ring[--this.#ringSize] as number;
     this.#ring[position] = last;
     this.inodes.u32[(last << SHIFT) + Inode.cachePosition] = position;
+  }
+
+  /** Makes an inode's cached descriptor stay until the inode is forgotten. */
+  pinCached(slot: number): void {
+    const at = slot << SHIFT;
+    const fd = this.inodes.i32[at + Inode.fd] as number;
+    if (fd < 0 || (this.inodes.u32[at + Inode.flags] as number) & Flag.pinned) return;
+    this.inodes.i32[at + Inode.fd] = -1;
+    this.#leaveRing(at);
+    this.pin(slot, fd);
   }
 
   /** Descriptors open for inodes and handles. */
