@@ -1,12 +1,12 @@
 # Guests; included by the root Makefile.
 #
 #   make run [SHARE=dir] [CMD='ls -l /mnt'] [GUEST=qemu|uml] [OPTS='daemon options']
-#            [KERNEL=..] [MODULES='a.ko ..'] [HOSTROOT=1] [MEM=MiB] [CPUS=n] [ACCEL=kvm|tcg] [TIMEOUT=s] [VERBOSE=1]
+#            [EVENTS=1|only] [KERNEL=..] [MODULES='a.ko ..'] [HOSTROOT=1] [MEM=MiB] [CPUS=n] [ACCEL=kvm|tcg] [TIMEOUT=s] [VERBOSE=1]
 #
 # stdout belongs to the command in the guest: what is built is told on stderr. The command reaches the guest's shell as it
 # was written, $ and all. RUN_NEEDS names the target that builds the daemon and the runner.
 RUN_NEEDS ?= all
-RUN_VARIABLES := SHARE CMD GUEST OPTS KERNEL MODULES HOSTROOT MEM CPUS ACCEL TIMEOUT VERBOSE DAEMON QEMU
+RUN_VARIABLES := SHARE CMD GUEST OPTS EVENTS KERNEL MODULES HOSTROOT MEM CPUS ACCEL TIMEOUT VERBOSE DAEMON QEMU
 NODE ?= node
 
 # As the last goal, and not under -n, `run` takes make's place, so that the status is the command's (see become.c).

@@ -54,13 +54,16 @@ export interface Kernel {
   image: string;
   /** Its `lib/modules/VERSION`; without it, all that is needed must be built in. */
   modulesDir?: string;
+  /** .ko files that take the place of stock modules. */
+  modules?: string[];
 }
 
 export interface GuestOptions {
   kind: 'qemu' | 'uml';
   /**
-   * `debian` (default): Debian 12's stock kernel, the cloud kernel or the prebuilt User Mode Linux. For User Mode Linux
-   * also what guest/kernel builds: `6.12`, `7.2`, with a variant `6.12-plain`, `7.2-core`. Else the path of an image.
+   * `debian` (default): Debian 12's stock kernel. For QEMU it is the cloud kernel with the modules that guest/kernel builds for it,
+   * which bring the host's file events; `debian-plain` leaves them out. For User Mode Linux it is the prebuilt one, without events; what
+   * guest/kernel builds has them: `6.12`, `7.2`, with a variant `6.12-plain`, `7.2-core`. Else the path of an image.
    */
   kernel?: string | Kernel;
   shares?: Share[];
@@ -122,7 +125,13 @@ export async function bootGuest(options: GuestOptions): Promise<Guest> {
         cache: path.join(cacheFolder, 'guest'),
         busybox: supplies['busybox'] as string,
         modulesDir: kernel.modulesDir,
-        modules: [...(options.kind === 'qemu' ? ['virtio_pci', 'virtio_console'] : []), 'fuse', 'virtiofs', ...(options.modules ?? [])],
+        modules: [
+          ...(options.kind === 'qemu' ? ['virtio_pci', 'virtio_console'] : []),
+          'fuse',
+          'virtiofs',
+          ...(kernel.modules ?? []),
+          ...(options.modules ?? []),
+        ],
         files: options.files,
       }),
     );
@@ -341,7 +350,10 @@ function setUp(kind: GuestOptions['kind']): Record<string, string> {
 
 function findKernel({ kind, kernel = 'debian' }: GuestOptions, supplies: Record<string, string>): Kernel {
   if (typeof kernel !== 'string') return kernel;
-  if (kernel === 'debian') return { image: supplies['kernel'] as string, modulesDir: supplies['modules'] as string };
+  if (kernel === 'debian' || kernel === 'debian-plain') {
+    const stock = { image: supplies['kernel'] as string, modulesDir: supplies['modules'] as string };
+    return kind === 'qemu' && kernel === 'debian' ? { ...stock, modules: buildModules(stock.modulesDir) } : stock;
+  }
   const built = /^(\d+\.\d+)(?:-(\w+))?$/.exec(kernel);
   if (built && kind === 'uml') {
     const script = path.join(repository, 'qemu/guest/kernel/kernel.sh');
@@ -356,6 +368,17 @@ function findKernel({ kind, kernel = 'debian' }: GuestOptions, supplies: Record<
     throw new GuestError(`no kernel ${kernel}: debian, ${kind === 'uml' ? 'a series such as 6.12, ' : ''}or the path of an image`);
   }
   return { image: kernel };
+}
+
+/** fuse and virtiofs with remote fsnotify for Debian's stock kernel 6.1; built once for each of its versions. */
+function buildModules(modulesDir: string): string[] {
+  const script = path.join(repository, 'qemu/guest/kernel/modules.sh');
+  try {
+    const paths = execFileSync(script, ['6.1', path.basename(modulesDir)], { encoding: 'utf8', stdio: ['ignore', 'pipe', 'inherit'] });
+    return paths.trim().split('\n');
+  } catch {
+    throw new GuestError("the modules for the guest's file events could not be built: debian-plain is the kernel without them");
+  }
 }
 
 const kernelArguments = (options: GuestOptions, { nonce }: Machine, channel: string): string[] => [

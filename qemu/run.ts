@@ -26,7 +26,10 @@ Runs a command in a guest (joined with spaces, by the guest's shell), or a shell
 Each option can also be given as the variable in brackets.
   --share DIR     the directory to be seen at /mnt; by default one made for it [SHARE]
   --guest KIND    qemu or uml; qemu by default [GUEST]
-  --kernel K      debian; uml also: 6.12, 7.2, 6.12-plain...; or the path of an image; debian by default [KERNEL]
+  --kernel K      the path of an image, or for qemu: debian (default; it has file events), debian-plain (it has none);
+                  for uml: 6.12 (default), 7.2, 6.12-plain..., debian (ready-made, without file events) [KERNEL]
+  --events HOW    1: what happens to files below /mnt, on the host or in the guest, is a line on stderr beside the command;
+                  only: a line on stdout, and no command [EVENTS]
   --modules LIST  .ko files or names of modules to load besides, or instead of stock ones of that name [MODULES]
   --options LIST  options for the daemon [OPTS]
   --daemon FILE   another daemon; build/virtiofsd-ts by default [DAEMON]
@@ -40,6 +43,7 @@ const variables = {
   share: 'SHARE',
   guest: 'GUEST',
   kernel: 'KERNEL',
+  events: 'EVENTS',
   modules: 'MODULES',
   options: 'OPTS',
   daemon: 'DAEMON',
@@ -57,6 +61,8 @@ interface Settings {
   command: string | undefined;
   timeoutMs: number;
   verbose: boolean;
+  /** Lines for file events: beside the command, or instead of one. */
+  events: 'beside' | 'only' | undefined;
   daemon: Omit<DaemonOptions, 'onLog'>;
   guest: Omit<GuestOptions, 'shares' | 'onConsole'>;
 }
@@ -84,8 +90,12 @@ function readSettings(): Settings {
   const kind = text('guest') ?? 'qemu';
   if (kind !== 'qemu' && kind !== 'uml') throw new UsageError(`there is no guest ${kind}: choose qemu or uml`);
   const program = text('daemon');
+  const command = positionals.length ? positionals.join(' ') : process.env['CMD'] || undefined;
+  const events = text('events') === 'only' ? 'only' : flag('events') ? 'beside' : undefined;
+  if (events === 'only' && command !== undefined) throw new UsageError('events can be all there is, or beside a command: choose one');
   return {
-    command: positionals.length ? positionals.join(' ') : process.env['CMD'] || undefined,
+    command,
+    events,
     timeoutMs: (number('timeout') ?? 0) * 1000,
     verbose: flag('verbose'),
     daemon: {
@@ -98,7 +108,8 @@ function readSettings(): Settings {
       kind,
       hostRoot: flag('hostroot'),
       hostRootDaemon: program,
-      kernel: text('kernel'),
+      // A guest without file events is there for who asks for it.
+      kernel: text('kernel') ?? (kind === 'uml' ? '6.12' : 'debian'),
       modules: splitWords(text('modules') ?? ''),
       memoryMiB: number('memory'),
       cpus: number('cpus'),
@@ -156,7 +167,7 @@ async function tidyUp(): Promise<void> {
 async function main(): Promise<number> {
   const settings = readSettings();
   const { verbose } = settings;
-  const terminal = settings.command === undefined && process.stdin.isTTY && process.stdout.isTTY;
+  const terminal = settings.command === undefined && settings.events !== 'only' && process.stdin.isTTY && process.stdout.isTTY;
   const say = (line: string): void => {
     if (terminal || verbose) process.stderr.write(`${line}\n`);
   };
@@ -172,12 +183,37 @@ async function main(): Promise<number> {
     shares: [{ socket: daemon, tag: TAG }],
     ...(verbose ? { onConsole: (line) => say(`guest: ${line}`) } : {}),
   });
-  say('it is mounted at /mnt; exit or ^D ends the guest');
+  if (settings.events !== 'only') say('it is mounted at /mnt; exit or ^D ends the guest');
+  const events = settings.events === undefined ? undefined : await showEvents(guest, settings, terminal);
 
-  const status = terminal ? await shell(guest) : await command(guest, settings);
+  const status =
+    settings.events === 'only' ? await only(events as Command) : terminal ? await shell(guest) : await command(guest, settings);
   await guest.poweroff();
   await daemon.stop();
   return status;
+}
+
+/** inotifywait in the guest, a line for each event. */
+async function showEvents(guest: Guest, { events }: Settings, terminal: boolean): Promise<Command> {
+  const what = 'modify,attrib,close_write,move,create,delete';
+  const running = guest.spawn(`exec inotifywait -m -r -e ${what} --format '%e %w%f' /mnt`);
+  const established = running.waitForLine('Watches established', { timeoutMs: 600_000 });
+  established.catch(() => {});
+  running.on('line', ({ stream, text }) => {
+    if (stream === 'stderr') {
+      if (!/^(Setting up watches|Watches established)/.test(text)) process.stderr.write(`events: ${text}\n`);
+    } else if (events === 'only') process.stdout.write(`${text}\n`);
+    else process.stderr.write(terminal ? `\r\x1b[2m# ${text}\x1b[0m\x1b[K\r\n` : `# ${text}\n`);
+  });
+  await established;
+  return running;
+}
+
+/** Events are all there is, until a signal. */
+async function only(events: Command): Promise<number> {
+  process.stderr.write('what happens to files below /mnt is a line here; ^C ends the guest\n');
+  process.stdout.on('error', () => events.kill());
+  return (await events.ended).status;
 }
 
 /** The start-up files of a lent bash are about the host. */

@@ -35,7 +35,8 @@ const cases: Case[] = [
   { name: 'UML 6.12, no file handles', kind: 'uml', kernel: '6.12', options: [...ACL, '--inode-file-handles=never'] },
   { name: 'UML 7.2', kind: 'uml', kernel: '7.2', options: ACL },
   { name: 'UML 7.2, killpriv v2', kind: 'uml', kernel: '7.2', options: [...ACL, '--killpriv-v2'] },
-  { name: 'QEMU, Debian kernel 6.1', kind: 'qemu', kernel: 'debian', options: ACL },
+  { name: 'QEMU, Debian kernel 6.1', kind: 'qemu', kernel: 'debian-plain', options: ACL },
+  { name: 'QEMU, Debian kernel 6.1 with modules for events', kind: 'qemu', kernel: 'debian', options: ACL },
 ];
 
 describe('POSIX transcript of the mount equals that of the host', () => {
