@@ -1,6 +1,7 @@
 /** The project's goals of speed, each with what was measured: ratios to the best peer of the same run. */
 import type { DaemonName } from './daemons.js';
 import type { Body, Cell, LevelA, Row } from './levela.js';
+import type { GuestRow, LevelB } from './levelb.js';
 
 const PEERS: readonly DaemonName[] = ['rust', 'rust-never', 'c'];
 
@@ -72,6 +73,48 @@ export function goalsOf({ rows, bodies }: LevelA): Goal[] {
     ...(bodies.ours ? bodyGoals(bodies.ours) : []),
   ];
   return goals.filter((goal) => goal !== undefined);
+}
+
+/** Above 1: ours is faster than the best peer in the same cache mode. */
+export function guestRatio(row: GuestRow): number | undefined {
+  const ours = row.cells.ours?.value.median;
+  const peers = PEERS.flatMap((name) => row.cells[name]?.value.median ?? []);
+  if (ours === undefined || peers.length === 0) return undefined;
+  return row.unit === 's' ? Math.min(...peers) / ours : ours / Math.max(...peers);
+}
+
+/** Goals of level b. */
+export function guestGoals({ rows }: LevelB): Goal[] {
+  const compared = rows.flatMap((row) => {
+    const ratio = guestRatio(row);
+    return ratio === undefined ? [] : [{ id: row.id, ratio }];
+  });
+  const sorted = compared.toSorted((a, b) => a.ratio - b.ratio);
+  const worst = sorted[0];
+  const missed = sorted.filter(({ ratio }) => ratio < 1).map(({ id, ratio }) => `${id} ${ratio.toFixed(2)}×`);
+  const warm = (cache: string, names: readonly DaemonName[]): number[] =>
+    names.flatMap((name) => rows.find((row) => row.id === `git-status-warm ${cache}`)?.cells[name]?.value.median ?? []);
+  const [notify] = warm('notify', ['ours']);
+  const auto = warm('auto', PEERS);
+  return [
+    ...(worst === undefined
+      ? []
+      : [
+          {
+            goal: 'in the guest: no row slower than the best peer',
+            measured: `${worst.ratio.toFixed(2)}× at worst (${worst.id}); met in ${compared.length - missed.length} of ${compared.length} rows`,
+            met: missed.length === 0,
+            missed,
+          },
+        ]),
+    ...(notify === undefined || auto.length === 0
+      ? []
+      : [atLeastNumber('warm git status with --cache=notify ≥ 3× as fast as virtiofsd with auto', Math.min(...auto) / notify, 3)]),
+  ];
+}
+
+function atLeastNumber(goal: string, ratio: number, least: number): Goal {
+  return { goal, measured: `${ratio.toFixed(2)}×`, met: ratio >= least, missed: [] };
 }
 
 function bodyGoals(body: Body): Goal[] {

@@ -84,7 +84,7 @@ interface Operation {
   title: string;
   /** What client.cc calls it, and its arguments. */
   run: string;
-  values: (daemon: DaemonName, share: Share) => Record<string, string | number>;
+  values: (share: Share) => Record<string, string | number>;
   depths: number[];
   /** Milliseconds of one sample, if not the usual time. */
   ms?: number;
@@ -101,12 +101,12 @@ const names = { dir: 'names-1k', names: 1000 };
 const overNames = () => names;
 const onFile =
   (file: string, size: number): Operation['values'] =>
-  (daemon) => ({ file: file === 'write' ? `${daemon}/write` : file, size });
+  () => ({ file, size });
 const inList =
   (dir: string, files: number, more = {}) =>
   (): Record<string, string | number> => ({ dir, names: files, ...more });
-const inMany: Operation['values'] = (_, share) => ({ dir: share.many.name, names: share.many.files });
-const made: Operation['values'] = (daemon) => ({ dir: `${daemon}/made` });
+const inMany: Operation['values'] = (share) => ({ dir: share.many.name, names: share.many.files });
+const made = () => ({ dir: 'made' });
 
 const all = [1, 16, 64];
 
@@ -124,7 +124,7 @@ const operations: Operation[] = [
     name: 'create-cycle-user',
     title: 'the same as another user',
     run: 'create-cycle',
-    values: (daemon) => ({ dir: `${daemon}/made`, user: 1000 }),
+    values: () => ({ dir: 'made', user: 1000 }),
     depths: [1, 16],
   },
   { name: 'read-4k', title: 'READ 4k, random', run: 'read', values: onFile('read', 4 * KIB), depths: all, everywhere: true },
@@ -133,7 +133,7 @@ const operations: Operation[] = [
   { name: 'write-4k', title: 'WRITE 4k, random', run: 'write', values: onFile('write', 4 * KIB), depths: all, everywhere: true },
   { name: 'write-128k', title: 'WRITE 128k', run: 'write', values: onFile('write', 128 * KIB), depths: all },
   { name: 'write-1m', title: 'WRITE 1M', run: 'write', values: onFile('write', 1024 * KIB), depths: all },
-  { name: 'write-fsync', title: 'WRITE 4k, FSYNC', run: 'write-fsync', values: (daemon) => ({ dir: daemon }), depths: [1, 16] },
+  { name: 'write-fsync', title: 'WRITE 4k, FSYNC', run: 'write-fsync', values: () => ({ dir: 'fsync' }), depths: [1, 16] },
   { name: 'readdir-1k', title: 'READDIR of 1 000', run: 'readdir', values: inList('list-1k', 1000), depths: [1, 16] },
   { name: 'readdirplus-1k', title: 'READDIRPLUS of 1 000, known', run: 'readdirplus', values: inList('list-1k', 1000), depths: [1, 16] },
   {
@@ -156,7 +156,7 @@ const operations: Operation[] = [
     name: 'cold-mix',
     title: 'GETATTR beside 16 cold READs of 4k',
     run: 'cold-mix',
-    values: (_, __) => ({ ...names, file: 'cold', size: 4 * KIB }),
+    values: () => ({ ...names, file: 'cold', size: 4 * KIB }),
     depths: [17],
     prepare: (client) => client.drop('cold'),
   },
@@ -200,10 +200,7 @@ interface Station {
 }
 
 export async function levelA(kinds: readonly DaemonKind[], nothing: DaemonKind, options: Options): Promise<LevelA> {
-  const share = makeShare(
-    options.quick,
-    kinds.map(({ name }) => name),
-  );
+  const share = makeShare(options.quick);
   const result: LevelA = { rows: [], bodies: {}, nothing: [], notes: [] };
   if (options.only === undefined) {
     for (const kind of kinds) result.bodies[kind.name] = await measureBody(kind, share, options);
@@ -334,15 +331,9 @@ async function warmUp(station: Station, { row, operation }: PlannedRow, share: S
   return operation.large && errors > 0 ? firstError : undefined;
 }
 
-async function sampleOf(
-  { kind, client }: Station,
-  { row, operation }: PlannedRow,
-  share: Share,
-  ms: number,
-  seed: number,
-): Promise<Sample> {
+async function sampleOf({ client }: Station, { row, operation }: PlannedRow, share: Share, ms: number, seed: number): Promise<Sample> {
   await operation.prepare?.(client);
-  const values = operation.values(kind.name, share);
+  const values = operation.values(share);
   return client.run(operation.run, { ...values, depth: row.depth, ms, warm: ms / 10, wait: Number(row.waits), seed });
 }
 
@@ -367,7 +358,7 @@ function cellOf(samples: Sample[]): Cell {
 // --- system calls ---
 
 /** Attaches strace to all threads for a fixed number of operations. Timed runs are never traced. */
-async function countSystemCalls({ kind, daemon, client }: Station, operation: Operation, share: Share): Promise<Record<string, number>> {
+async function countSystemCalls({ daemon, client }: Station, operation: Operation, share: Share): Promise<Record<string, number>> {
   const folder = mkdtempSync(path.join(tmpdir(), 'virtiofsd-ts-bench-'));
   const output = path.join(folder, 'calls');
   const long = operation.name.endsWith('100k');
@@ -378,7 +369,7 @@ async function countSystemCalls({ kind, daemon, client }: Station, operation: Op
       stdio: ['ignore', 'ignore', 'pipe'],
     });
     await attached(tracer);
-    const sample = await client.run(operation.run, { ...operation.values(kind.name, share), depth: operation.depths[0] ?? 1, count });
+    const sample = await client.run(operation.run, { ...operation.values(share), depth: operation.depths[0] ?? 1, count });
     // Detaches and writes the table.
     tracer.process.kill('SIGINT');
     await tracer.exited;

@@ -3,7 +3,8 @@ import path from 'node:path';
 import { repository } from '../../qemu/guest/daemon.js';
 import { findDaemons } from './daemons.js';
 import { levelA } from './levela.js';
-import { describeMachine, goalTable, reportLevelA } from './report.js';
+import { levelB } from './levelb.js';
+import { describeMachine, goalTable, reportLevelA, reportLevelB } from './report.js';
 
 const variable = (name: string): string | undefined => process.env[name] || undefined;
 const say = (line: string): void => void process.stderr.write(`bench: ${line}\n`);
@@ -33,6 +34,12 @@ async function main(): Promise<void> {
     const [nothing] = findDaemons(['nothing']);
     const result = await levelA(kinds, nothing as NonNullable<typeof nothing>, options);
     console.log(goalTable(reportLevelA(results, machine, result, kinds)));
+  } else if (level === 'b') {
+    const result = await levelB(
+      kinds.filter(({ name }) => name !== 'c'),
+      options,
+    );
+    console.log(goalTable(reportLevelB(results, machine, result, kinds)));
   } else {
     throw new Error(`there is no level ${level}: a, b or c`);
   }

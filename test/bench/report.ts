@@ -4,8 +4,9 @@ import os from 'node:os';
 import path from 'node:path';
 import { cacheFolder } from '../../qemu/guest.js';
 import type { DaemonKind, DaemonName } from './daemons.js';
-import { type Goal, goalsOf, ratiosOf } from './goals.js';
+import { type Goal, goalsOf, guestGoals, guestRatio, ratiosOf } from './goals.js';
 import type { Cell, LevelA, Row } from './levela.js';
+import type { LevelB } from './levelb.js';
 import { barChart } from './plot.js';
 import type { Spread } from './statistics.js';
 
@@ -80,6 +81,53 @@ An operation is a whole cycle where the row names several requests. CPU is that 
     sections.splice(-2, 0, `![${plot.title}](${plot.file})`);
   }
   write(folder, 'level-a.md', `${sections.join('\n\n')}\n`);
+  return goals;
+}
+
+/** Writes level-b.json, level-b.md and a plot. */
+export function reportLevelB(folder: string, machine: Machine, result: LevelB, kinds: readonly DaemonKind[]): Goal[] {
+  const goals = guestGoals(result);
+  write(folder, 'level-b.json', `${JSON.stringify({ machine, goals, ...result }, null, 1)}\n`);
+  const measured = kinds.filter(({ name }) => result.rows.some((row) => row.cells[name] !== undefined));
+  const groups = result.rows
+    .filter(({ cache }) => cache === 'auto')
+    .map((row) => {
+      const best = measured.flatMap(({ name }) => (name === 'ours' ? [] : (row.cells[name]?.value.median ?? [])));
+      const speed = (value: number): number => (row.unit === 's' ? Math.min(...best) / value : value / Math.max(...best));
+      return {
+        label: row.title,
+        values: measured.map(({ name }) => (row.cells[name] === undefined ? undefined : speed(row.cells[name].value.median))),
+      };
+    });
+  const title = 'Speed in a guest, cache auto';
+  write(
+    folder,
+    'level-b-speed.svg',
+    barChart({ title, unit: 'relative to the best peer (1); more is better', series: measured.map(({ label }) => label), groups, mark: 1 }),
+  );
+  const sections = [
+    '# Level b: programs in a guest',
+    machineText(machine),
+    `In ${result.kernel}, which has one processor and runs without hardware support: system calls of the guest are slow, so daemons differ less than they would under KVM.
+Each run has a fresh daemon and a fresh guest; medians, ± half of the distance between the least and the greatest. CPU is the daemon's, in seconds.`,
+    ...(goals.length > 0 ? ['## Goals', goalTable(goals)] : []),
+    ...(result.notes.length > 0 ? ['## Not measured', result.notes.map((note) => `* ${note}`).join('\n')] : []),
+    `![${title}](level-b-speed.svg)`,
+    table(
+      ['work', 'cache', 'unit', ...measured.flatMap(({ label }) => [label, 'CPU s']), 'ours against the best peer'],
+      result.rows.map((row) => [
+        row.title,
+        row.cache,
+        row.unit,
+        ...measured.flatMap(({ name }) => {
+          const cell = row.cells[name];
+          return cell === undefined ? ['', ''] : [spreadText(cell.value), cell.daemonCpu.median.toFixed(2)];
+        }),
+        guestRatio(row) === undefined ? '' : `${guestRatio(row)?.toFixed(2)}×`,
+      ]),
+    ),
+  ];
+  write(folder, 'level-b.md', `${sections.join('\n\n')}\n`);
   return goals;
 }
 
@@ -239,8 +287,11 @@ function title({ title, depth, queues, eventIdx, waits }: Row): string {
   return `${title}, depth ${depth}${queues > 1 ? `, q${queues}` : ''}${eventIdx ? '' : ', noidx'}${waits ? '' : ', poll'}`;
 }
 
-function perSecond({ perSecond: { median, spread } }: Cell): string {
-  return `${median >= 100 ? Math.round(median).toLocaleString('en') : median.toFixed(1)} ± ${(spread * 100).toFixed(0)} %`;
+const perSecond = ({ perSecond }: Cell): string => spreadText(perSecond);
+
+function spreadText({ median, spread }: Spread): string {
+  const value = median >= 100 ? Math.round(median).toLocaleString('en') : median.toPrecision(3);
+  return `${value} ± ${(spread * 100).toFixed(0)} %`;
 }
 
 function us({ median }: Spread): string {

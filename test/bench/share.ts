@@ -1,6 +1,6 @@
 /** The directory that level a works on: made once, kept in the cache, the same for every daemon. */
 import { execFileSync } from 'node:child_process';
-import { closeSync, existsSync, fsyncSync, mkdirSync, openSync, rmSync, statfsSync, writeSync } from 'node:fs';
+import { chmodSync, closeSync, existsSync, fsyncSync, mkdirSync, openSync, rmSync, statfsSync, writeSync } from 'node:fs';
 import path from 'node:path';
 import { cacheFolder } from '../../qemu/guest.js';
 
@@ -8,7 +8,7 @@ const MIB = 1 << 20;
 const PAGE = 4096;
 
 /** Raised whenever the content changes. */
-const LAYOUT = 1;
+const LAYOUT = 2;
 
 /** Directories of files f0000000, f0000001 and so on. */
 const directories: readonly { name: string; files: number; pages: number }[] = [
@@ -26,8 +26,11 @@ export interface Share {
   many: { name: string; files: number };
 }
 
-/** Makes what is missing. `daemons` have directories of their own to write to. */
-export function makeShare(quick: boolean, daemons: readonly string[]): Share {
+/**
+ * Makes what is missing. All daemons work on the same files, one at a time: two files of equal size need not be equally
+ * fast, because of how the page cache holds them.
+ */
+export function makeShare(quick: boolean): Share {
   const root = path.join(cacheFolder, `bench/share-${LAYOUT}`);
   mkdirSync(root, { recursive: true });
   const { bavail, bsize } = statfsSync(root);
@@ -36,19 +39,21 @@ export function makeShare(quick: boolean, daemons: readonly string[]): Share {
   for (const directory of [...directories, names]) complete(path.join(root, directory.name), (at) => makeNames(at, directory));
   complete(path.join(root, 'read'), (at) => makeFile(at, 256 * MIB));
   complete(path.join(root, 'cold'), (at) => makeFile(at, 2048 * MIB));
-  for (const daemon of daemons) {
-    const own = path.join(root, daemon);
-    rmSync(path.join(own, 'made'), { recursive: true, force: true });
-    mkdirSync(path.join(own, 'made'), { recursive: true, mode: 0o777 });
-    execFileSync('chmod', ['777', path.join(own, 'made')]);
-    complete(path.join(own, 'write'), (at) => makeFile(at, 64 * MIB));
-    for (let i = 0; i < 64; i++) complete(path.join(own, `fsync-${i}`), (at) => makeFile(at, PAGE));
-  }
+  complete(path.join(root, 'write'), (at) => makeFile(at, 64 * MIB));
+  complete(path.join(root, 'fsync'), (at) => {
+    mkdirSync(at);
+    for (let i = 0; i < 64; i++) makeFile(path.join(at, `fsync-${i}`), PAGE);
+  });
+  const made = path.join(root, 'made');
+  rmSync(made, { recursive: true, force: true });
+  mkdirSync(made);
+  // Guest users make files in it.
+  chmodSync(made, 0o777);
   return { root, many: names };
 }
 
 /** A file or directory that is there is complete. */
-function complete(target: string, make: (at: string) => void): void {
+export function complete(target: string, make: (at: string) => void): void {
   if (existsSync(target)) return;
   const partial = `${target}.partial`;
   rmSync(partial, { recursive: true, force: true });
@@ -68,7 +73,7 @@ function makeNames(at: string, { files, pages }: { files: number; pages: number 
 }
 
 /** Filled with its own offsets, which the client checks. */
-function makeFile(at: string, bytes: number): void {
+export function makeFile(at: string, bytes: number): void {
   const fd = openSync(at, 'wx');
   const step = Math.min(bytes, 4 * MIB);
   for (let offset = 0; offset < bytes; offset += step) writeSync(fd, pagesFrom(offset, step / PAGE));
