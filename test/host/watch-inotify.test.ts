@@ -3,7 +3,7 @@ import assert from 'node:assert/strict';
 import { mkdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { describe, test } from 'node:test';
-import { arenaAlloc, cString } from 'vhost-user-ts/native';
+import { arenaAlloc, cString, native } from 'vhost-user-ts/native';
 import { FS_EVENT_ON_CHILD, FS_MOVED_FROM, FS_MOVED_TO, FS_OPEN } from '../../src/watch/mask.js';
 import { BASES, IN_ALL, Share } from '../support/watch-bench.js';
 import { type Change, change } from '../support/watch-changer.js';
@@ -156,6 +156,35 @@ test('more events than the kernel keeps: the guest is told', async () => {
         .some((record) => record.name === 'after'),
     );
   } finally {
+    share.close();
+  }
+});
+
+test('mode auto: inotify takes what fanotify cannot mark', async () => {
+  const share = new Share('/var/tmp', { mode: 'auto' });
+  const { fanotifyMark } = native;
+  try {
+    for (const name of ['a', 'b']) mkdirSync(join(share.root, name));
+    share.watch('a', ALL);
+    // As on a file system that Linux 6.1 cannot give handles of.
+    native.fanotifyMark = () => -95;
+    const b = share.watch('b', (IN_ALL | FS_EVENT_ON_CHILD) >>> 0);
+    native.fanotifyMark = fanotifyMark;
+    assert.equal(share.fsnotify.kind, 'both');
+    assert.equal(share.fsnotify.watches, 2);
+    await share.changer.do({ op: 'write', path: 'b/x' });
+    assert.equal(native.poll(share.fsnotify.fd, 1, 0), 1);
+    assert.deepEqual(share.seen().guest, ['b x CREATE', 'b x MODIFY', 'b x CLOSE_WRITE']);
+    await share.changer.do({ op: 'rename', path: 'b/x', to: 'a/x' });
+    // Each of the two knows one half.
+    assert.deepEqual(share.seen().guest.sort(), ['a x MOVED_TO', 'b x MOVED_FROM']);
+    assert.equal(share.fsnotify.watch(b, share.nodes.generation(b), 0, 0, 0), 0);
+    assert.equal(share.fsnotify.watches, 1);
+    await share.changer.do({ op: 'write', path: 'b/y' });
+    assert.deepEqual(share.messages(), []);
+    assert.equal(native.poll(share.fsnotify.fd, 1, 0), 0);
+  } finally {
+    native.fanotifyMark = fanotifyMark;
     share.close();
   }
 });

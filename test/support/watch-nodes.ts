@@ -47,8 +47,9 @@ export class TestNodes implements WatchNodes {
       native.close(fd);
       return nodeid;
     }
-    must(native.nameToHandle(fd, EMPTY_NAME, AT_EMPTY_PATH, this.#out));
-    const node = { fd, directory: stat.directory, handle: this.#hex(this.#out), mount: stat.mount, ino: stat.ino };
+    // Some file systems have no handles that can be opened.
+    const handle = native.nameToHandle(fd, EMPTY_NAME, AT_EMPTY_PATH, this.#out) < 0 ? 'none' : this.#hex(this.#out);
+    const node = { fd, directory: stat.directory, handle, mount: stat.mount, ino: stat.ino };
     if (node.directory && !this.#mounts.has(stat.mount)) this.#mounts.set(stat.mount, must(native.reopen(this.procfd, fd, 0)));
     this.#nodes.set(this.#next, node);
     this.#paths.set(this.#next, path);
