@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: GPL-2.0-only
-# Test the guest kernel's patch in User Mode Linux, without any back end.
+# Test the guest kernel's patch in User Mode Linux, without the daemon.
 # usage: run.sh [SERIES [VARIANT]]...   default: 6.12 fsnotify 7.2 fsnotify
 # The exit status is 0 if nothing failed.
 # shellcheck source=../lib.sh
@@ -9,40 +9,37 @@
 here=$KERNEL_DIR/test
 need_tools gcc=gcc cpio=cpio
 
-rd=$CACHE/test/$(hash_files "$here/fsnotify-test.c").initrd
-if [ ! -s "$rd" ]; then
+built=$CACHE/test/$(hash_files "$here"/*.c "$here"/*.h)
+if [ ! -d "$built" ]; then
 	mkdir -p "$CACHE/test"
 	tmp=$(mktemp -d "$CACHE/tmp.XXXXXX")
-	mkdir "$tmp/dev"
-	gcc -O2 -Wall -Wextra -static -pthread -o "$tmp/init" "$here/fsnotify-test.c" >&2
-	(cd "$tmp" && find . | cpio -o -H newc --quiet) >"$rd.$$"
-	mv "$rd.$$" "$rd"
-	rm -rf "$tmp"
+	for test in fsnotify carrier; do
+		mkdir -p "$tmp/root/dev"
+		gcc -O2 -Wall -Wextra -static -pthread -o "$tmp/root/init" "$here/$test-test.c" >&2
+		(cd "$tmp/root" && find . | cpio -o -H newc --quiet) >"$tmp/$test.initrd"
+		rm -rf "$tmp/root"
+	done
+	gcc -O2 -Wall -Wextra -o "$tmp/carrier-device" "$here/carrier-device.c" >&2
+	publish "$tmp" "$built"
 fi
 
-# One kernel; prints what the guest prints. The limit is far above what it takes.
-boot() { # SERIES VARIANT
-	local linux work args=(mem=512M) limit=300
-	linux=$("$KERNEL_DIR/kernel.sh" uml "$1" --variant "$2")
-	work=$(mktemp -d "${TMPDIR:-/tmp}/fsnotify-test.XXXXXX")
-	[ "$1" != 7.2 ] || args+=(seccomp=auto)
-	[ "$2" != debug ] || { args=("${args[@]/512M/1024M}"); limit=900; }
-	HOME=$work timeout -k 5 "$limit" "$linux" "${args[@]}" initrd="$rd" rdinit=/init \
-		con=null con0=fd:0,fd:1 quiet panic=-1 </dev/null || true
-	rm -rf "$work"
-}
-
+work=$(mktemp -d "${TMPDIR:-/tmp}/fsnotify-test.XXXXXX")
+device=
+trap '[ -z "$device" ] || kill "$device" 2>/dev/null; rm -rf "$work"' EXIT
 passed=0 failed=0
-log=$(mktemp)
-trap 'rm -f "$log"' EXIT
-[ $# -gt 0 ] || set -- 6.12 fsnotify 7.2 fsnotify
-while [ $# -gt 0 ]; do
-	series=$1 variant=fsnotify
-	shift
-	case ${1:-} in [a-z]*) variant=$1; shift ;; esac
-	echo "== $series $variant"
-	boot "$series" "$variant" | tr -d '\r' | tee "$log" | sed -u 's/^/  /'
-	line=$(grep -E '^[0-9]+ passed, [0-9]+ failed$' "$log" | tail -n1 || true)
+
+# One guest; its last line is the result. The limit is far above what it takes.
+boot() { # SERIES VARIANT TEST ARGUMENT...
+	local series=$1 variant=$2 initrd=$built/$3.initrd linux line memory=256M limit=300
+	shift 3
+	linux=$("$KERNEL_DIR/kernel.sh" uml "$series" --variant "$variant")
+	[ "$series" != 7.2 ] || set -- "$@" seccomp=auto
+	[ "$variant" != debug ] || { memory=1024M limit=900; }
+	{
+		HOME=$work timeout -k 5 "$limit" "$linux" "mem=$memory" "$@" initrd="$initrd" rdinit=/init \
+			con=null con0=fd:0,fd:1 quiet panic=-1 </dev/null || true
+	} | tr -d '\r' | tee "$work/log" | sed -u 's/^/  /'
+	line=$(grep -E '^[0-9]+ passed, [0-9]+ failed$' "$work/log" | tail -n1 || true)
 	if [ -n "$line" ]; then
 		passed=$((passed + ${line%% passed*}))
 		line=${line#*, }
@@ -51,6 +48,34 @@ while [ $# -gt 0 ]; do
 		echo "the guest did not come to its end"
 		failed=$((failed + 1))
 	fi
+}
+
+# A guest with the test device.
+boot_device() { # SERIES VARIANT MODE DEVICE-ARGUMENT...
+	local series=$1 variant=$2 mode=$3 socket=$work/socket
+	shift 3
+	rm -f "$work/ready"
+	"$built/carrier-device" "$@" "$socket" >"$work/ready" &
+	device=$!
+	until [ -s "$work/ready" ]; do sleep 0.05; done
+	echo "== $series $variant, carrier: $mode $*"
+	boot "$series" "$variant" carrier "virtio_uml.device=$socket:26" "mode=$mode"
+	kill "$device" 2>/dev/null || true
+	wait "$device" 2>/dev/null || true
+	device=
+}
+
+[ $# -gt 0 ] || set -- 6.12 fsnotify 7.2 fsnotify
+while [ $# -gt 0 ]; do
+	series=$1 variant=fsnotify
+	shift
+	case ${1:-} in [a-z]*) variant=$1; shift ;; esac
+	echo "== $series $variant"
+	[ -n "${CARRIERS_ONLY:-}" ] || boot "$series" "$variant" fsnotify
+	boot_device "$series" "$variant" queue -q 4096
+	boot_device "$series" "$variant" lent
+	boot_device "$series" "$variant" lent -i
+	boot_device "$series" "$variant" none -n
 done
 echo "$passed passed, $failed failed"
 [ "$failed" = 0 ]
