@@ -26,6 +26,8 @@ export interface TestNodesOptions {
 export class TestNodes implements WatchNodes {
   readonly procfd = must(native.openat(-100, cString('/proc/self/fd', NAME_AT), O_PATH, 0));
   readonly #nodes = new Map<number, Node>();
+  readonly #byIno = new Map<string, number>();
+  readonly #byHandle = new Map<string, number>();
   readonly #paths = new Map<number, string>();
   readonly #handles: boolean;
   readonly #out = arenaAlloc(256);
@@ -42,16 +44,18 @@ export class TestNodes implements WatchNodes {
   look(path: string): number {
     const fd = must(native.openat(-100, cString(path, NAME_AT), O_PATH | O_NOFOLLOW, 0));
     const stat = this.#stat(fd, EMPTY_NAME, AT_EMPTY_PATH);
-    for (const [nodeid, node] of this.#nodes) {
-      if (node.ino !== stat.ino || node.mount !== stat.mount) continue;
+    const known = this.#byIno.get(`${stat.mount} ${stat.ino}`);
+    if (known !== undefined) {
       native.close(fd);
-      return nodeid;
+      return known;
     }
     // Some file systems have no handles that can be opened.
     const handle = native.nameToHandle(fd, EMPTY_NAME, AT_EMPTY_PATH, this.#out) < 0 ? 'none' : this.#hex(this.#out);
     const node = { fd, directory: stat.directory, handle, mount: stat.mount, ino: stat.ino };
     if (node.directory && !this.#mounts.has(stat.mount)) this.#mounts.set(stat.mount, must(native.reopen(this.procfd, fd, 0)));
     this.#nodes.set(this.#next, node);
+    this.#byIno.set(`${node.mount} ${node.ino}`, this.#next);
+    this.#byHandle.set(`${node.mount} ${node.handle}`, this.#next);
     this.#paths.set(this.#next, path);
     return this.#next++;
   }
@@ -59,8 +63,11 @@ export class TestNodes implements WatchNodes {
   /** The guest forgets a node. */
   forget(nodeid: number): void {
     const node = this.#nodes.get(nodeid);
-    if (node !== undefined) native.close(node.fd);
+    if (node === undefined) return;
+    native.close(node.fd);
     this.#nodes.delete(nodeid);
+    this.#byIno.delete(`${node.mount} ${node.ino}`);
+    this.#byHandle.delete(`${node.mount} ${node.handle}`);
   }
 
   /** The path that a node was looked up by. */
@@ -93,18 +100,14 @@ export class TestNodes implements WatchNodes {
 
   byHandle(handle: number, near: number): number {
     if (!this.#handles) return 0;
-    const hex = this.#hex(handle);
-    const mount = this.#nodes.get(near)?.mount;
-    for (const [nodeid, node] of this.#nodes) if (node.handle === hex && node.mount === mount) return nodeid;
-    return 0;
+    return this.#byHandle.get(`${this.#nodes.get(near)?.mount} ${this.#hex(handle)}`) ?? 0;
   }
 
   byName(parent: number, name: number): number {
     const node = this.#nodes.get(parent);
     if (node === undefined || native.statx(node.fd, name, 0x100, 0x1100, this.#statx) < 0) return 0;
     const stat = this.#stat(node.fd, name, 0x100);
-    for (const [nodeid, other] of this.#nodes) if (other.ino === stat.ino && other.mount === stat.mount) return nodeid;
-    return 0;
+    return this.#byIno.get(`${stat.mount} ${stat.ino}`) ?? 0;
   }
 
   open(handle: number, near: number): number {
