@@ -398,9 +398,15 @@ export class Fanotify extends Watcher {
     if (object === 0) return false;
     let n = native.readlinkat(this.#procfd, this.#decimal(fd), this.#link, 4352);
     if (n <= 0) return false;
-    // d_path() says so of what was removed meanwhile.
-    if (u32[(this.#statx + STATX_NLINK) >> 2] === 0 && n > DELETED.length && matches(this.#link + n - DELETED.length, DELETED))
-      n -= DELETED.length;
+    if (this.#endsDeleted(n)) {
+      // d_path() says so of what was removed, or it is part of the name: it is d_path()'s when read again after the removal was seen.
+      if (native.statx(fd, EMPTY_NAME, AT_EMPTY_PATH, STATX_NLINK_BIT, this.#statx) < 0) return false;
+      if (u32[(this.#statx + STATX_NLINK) >> 2] === 0) {
+        n = native.readlinkat(this.#procfd, this.#decimal(fd), this.#link, 4352);
+        if (n <= 0) return false;
+        if (this.#endsDeleted(n)) n -= DELETED.length;
+      }
+    }
     let start = n;
     while (start > 0 && u8[this.#link + start - 1] !== 0x2f) start--;
     if (start === n || n - start > 255) return false;
@@ -409,6 +415,11 @@ export class Fanotify extends Watcher {
     this.#name = this.#link + start;
     this.#nameLength = n - start;
     return true;
+  }
+
+  /** Whether the path just read, of `n` bytes, ends with what d_path() adds. */
+  #endsDeleted(n: number): boolean {
+    return n > DELETED.length && matches(this.#link + n - DELETED.length, DELETED);
   }
 
   /** A watched node on a file system, 0 when there is none. */
