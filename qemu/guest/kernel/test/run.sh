@@ -34,7 +34,7 @@ boot() { # SERIES VARIANT TEST ARGUMENT...
 	shift 3
 	linux=$("$KERNEL_DIR/kernel.sh" uml "$series" --variant "$variant")
 	[ "$series" != 7.2 ] || set -- "$@" seccomp=auto
-	[ "$variant" != debug ] || { memory=1024M limit=900; }
+	[ "$variant" != debug ] || { memory=1024M limit=900; set -- "$@" kasan_multi_shot; }
 	{
 		HOME=$work timeout -k 5 "$limit" "$linux" "mem=$memory" "$@" initrd="$initrd" rdinit=/init \
 			con=null con0=fd:0,fd:1 quiet panic=-1 </dev/null || true
