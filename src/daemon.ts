@@ -24,6 +24,7 @@ import { PROGRAM, VERSION } from './options.js';
 import { EventCarriers } from './queue/carriers.js';
 import { Offload } from './queue/offload.js';
 import { StartError } from './starterror.js';
+import { withEchoes } from './watch/echofs.js';
 import { EventFeed } from './watch/feed.js';
 import { Fsnotify } from './watch/fsnotify.js';
 import { ShareNodes } from './watch/sharenodes.js';
@@ -72,7 +73,10 @@ export class Daemon {
       this.#metricsServer = serveMetrics(config, this.#metrics, this.#events, this.#openFeed());
       hooks.metrics = requestMetrics(this.#metrics);
     }
-    const server = new FuseServer(this.#fs, serverOptions(config), hooks);
+    const { share } = this.#fs;
+    const served =
+      this.#events === undefined ? this.#fs : withEchoes(this.#fs, this.#events.fsnotify, new ShareNodes(share), this.#offload);
+    const server = new FuseServer(served, serverOptions(config), hooks);
     this.#device = new VirtioFsDevice(
       server,
       this.#offload,
