@@ -52,12 +52,19 @@ export class Daemon {
   readonly #metricsServer: MetricsServer | undefined;
   #backend: VhostUserBackend | undefined;
   #running = true;
+  /** Has each request logged, or not, by the level of now. */
+  #trace = (): void => {};
 
   /** Makes everything ready to serve. @throws StartError for what the user can put right */
   constructor(config: Config) {
     this.#config = config;
     this.#openLog();
-    // The socket first: whoever starts us waits for it (and the first line that is logged costs 15 ms).
+    for (const signal of [SIGTERM, SIGINT, SIGHUP]) this.#onSignal(signal, () => this.#stop('signal'));
+    this.#onSignal(SIGUSR1, () => {
+      log.cycleLevel();
+      this.#trace();
+    });
+    // Then the socket: whoever starts us waits for it (and the first line that is logged costs 15 ms).
     this.#socket = new ListeningSocket(config.listenOn);
     process.once('exit', () => this.#socket.close()); // also when the rest of the start fails
     for (const warning of config.warnings) log.warn(warning);
@@ -84,15 +91,10 @@ export class Daemon {
       (level, message) => log.limited(level, `device ${level}`, message),
       (reason) => this.#disconnected(reason),
     );
-    const trace = () => {
+    this.#trace = () => {
       server.trace = log.enabled('trace') ? (operation, request, result) => log.trace(`${describe(operation, request)}: ${result}`) : null;
     };
-    trace();
-    this.#onSignal(SIGUSR1, () => {
-      log.cycleLevel();
-      trace();
-    });
-    for (const signal of [SIGTERM, SIGINT, SIGHUP]) this.#onSignal(signal, () => this.#stop('signal'));
+    this.#trace();
     this.#coherence(server);
     this.#loop.add(this.#socket.fd, false, () => this.#accept());
     this.#loop.add(this.#offload.eventfd, true, () => this.#device.completions());
