@@ -19,6 +19,7 @@ export npm_config_audit = false
 export npm_config_update_notifier = false
 
 include qemu/guest.mk
+include test/bench/bench.mk
 
 .PHONY: all
 all: build/virtiofsd-ts
