@@ -238,7 +238,7 @@ export class Fanotify extends Watcher {
     native.close(this.fd);
   }
 
-  drain(sink: EventSink, reads = 4): boolean {
+  drain(sink: EventSink, reads = 1): boolean {
     const counters = this.#counters;
     while (reads-- > 0) {
       const n = native.read(this.fd, this.#buffer, BUFFER_BYTES);

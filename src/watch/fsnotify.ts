@@ -42,7 +42,13 @@ const COHERENT = (FS_MODIFY | FS_ATTRIB | FS_CLOSE_WRITE | (DIRENT & ~FS_RENAME)
 interface Half {
   readonly watcher: HostWatcher;
   readonly translator: Translator;
+  /** Where setting marks again goes on, 0: nothing to do. */
+  rearm: number;
 }
+
+/** Marks (some 2 µs each) set again before the guest hears of an overflow, and in each turn after that. */
+const REARM_AT_ONCE = 4096;
+const REARM_STEP = 1024;
 
 export class Fsnotify {
   readonly supportedLow: number;
@@ -167,10 +173,11 @@ export class Fsnotify {
       if (this.#elsewhere(error)) error = this.#other().watcher.keep(nodeid, COHERENT & this.#other().watcher.supported);
     }
     if (error === 0 && this.#all !== 0) error = this.#set(nodeid, this.#all);
-    // There is no reply to put it in. What is not marked can change unseen, which OVERFLOW says.
+    // There is no reply to put it in. What is not marked can change unseen, which OVERFLOW says, once a session.
     if (error < 0) {
-      if (!this.#toldLimit) this.#warn(`a directory could not be marked (errno ${-error}): the guest is told that events may be missing`);
+      if (this.#toldLimit) return;
       this.#toldLimit = true;
+      this.#warn(`a directory could not be marked (errno ${-error}): the guest is told that events may be missing`);
       this.notifier.overflow();
     }
   }
@@ -198,6 +205,8 @@ export class Fsnotify {
     let more = this.#first.watcher.drain(this.#first.translator);
     if (this.#second?.watcher.drain(this.#second.translator)) more = true;
     this.notifier.pump();
+    if (this.#sweepOn(this.#first)) more = true;
+    if (this.#sweepOn(this.#second)) more = true;
     return more;
   }
 
@@ -247,11 +256,23 @@ export class Fsnotify {
   }
 
   #half(watcher: HostWatcher): Half {
-    return { watcher, translator: new Translator(watcher.table, this.#nodes, this.notifier, this.counters, this.#caches) };
+    return { watcher, translator: new Translator(watcher.table, this.#nodes, this.notifier, this.counters, this.#caches), rearm: 0 };
   }
 
+  /** Events were lost, and the guest is about to be told: marks are set again, many of them in steps so that requests go on. */
   #rearm(): void {
-    const failed = this.#first.watcher.rearm() + (this.#second?.watcher.rearm() ?? 0);
-    if (failed > 0) this.#warn(`${failed} watched objects could not be marked again after events were lost`);
+    this.#sweep(this.#first, REARM_AT_ONCE);
+    if (this.#second !== null) this.#sweep(this.#second, REARM_AT_ONCE);
+  }
+
+  #sweep(half: Half, count: number): void {
+    half.rearm = half.watcher.rearm(half.rearm === 0 ? 1 : half.rearm, count);
+  }
+
+  /** Goes on with {@link #rearm}. Returns whether there is more of it. */
+  #sweepOn(half: Half | null): boolean {
+    if (half === null || half.rearm === 0) return false;
+    this.#sweep(half, REARM_STEP);
+    return half.rearm !== 0;
   }
 }

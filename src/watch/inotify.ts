@@ -165,7 +165,7 @@ export class Inotify extends Watcher {
     native.close(this.fd);
   }
 
-  drain(sink: EventSink, reads = 4): boolean {
+  drain(sink: EventSink, reads = 1): boolean {
     while (reads-- > 0) {
       const n = native.read(this.fd, this.#buffer, BUFFER_BYTES - EVENT_MAX);
       if (n <= 0) {

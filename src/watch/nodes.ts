@@ -11,6 +11,8 @@ export interface WatchNodes {
   fd(nodeid: number): number;
   /** The nodeid of the object with the `struct file_handle` at arena offset `handle` on the mount that `near` is on, or 0. */
   byHandle(handle: number, near: number): number;
+  /** Whether {@link byHandle} can find anything on the mount of `near`: a store without privileges, or a file system without handles, has none. */
+  hasHandles(near: number): boolean;
   /** The nodeid of the object that the NUL-terminated `name` (arena offset) stands for now in directory `parent`, or 0. For stores without handles. */
   byName(parent: number, name: number): number;
   /** Opens (O_PATH) the object with this handle on the mount of `near`, also one that the guest does not know; the fd is the caller's. -errno. */

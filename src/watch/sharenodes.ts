@@ -46,6 +46,11 @@ export class ShareNodes implements WatchNodes {
     return 0;
   }
 
+  hasHandles(near: number): boolean {
+    const slot = this.#share.inodes.find(near);
+    return slot > 0 && this.#share.handlesOn(this.#share.mountOf(slot));
+  }
+
   byName(parent: number, name: number): number {
     const share = this.#share;
     const directory = share.inodes.find(parent);

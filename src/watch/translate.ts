@@ -73,8 +73,7 @@ export class Translator implements EventSink {
     let told = 0;
     for (let slot = directory; slot !== 0; slot = table.next[slot] as number) {
       const parent = table.nodeid[slot] as number;
-      let nodeid = known;
-      if (nodeid === 0 && handle !== 0) nodeid = this.#nodes.byHandle(handle, parent);
+      let nodeid = known !== 0 ? known : this.#child(handle, parent, child === 0 && (mask & FS_DELETE) === 0 ? parent : 0, name);
       let childSlot = child === 0 ? 0 : nodeid === 0 ? this.#onMountOf(child, parent) : table.find(nodeid);
       // A slot that only guards is not the guest's watch.
       if (childSlot !== 0 && table.mask[childSlot] === 0) childSlot = 0;
@@ -200,8 +199,8 @@ export class Translator implements EventSink {
     const out = this.#out;
     const near = from !== 0 ? from : to;
     if (near === 0) return;
-    let child = known;
-    if (child === 0 && handle !== 0) child = this.#nodes.byHandle(handle, table.nodeid[near] as number);
+    const child =
+      known !== 0 ? known : this.#child(handle, table.nodeid[near] as number, to === 0 ? 0 : (table.nodeid[to] as number), toName);
     const childGeneration = child === 0 ? 0 : this.#nodes.generation(child);
     const source = from === 0 ? 0 : (table.nodeid[from] as number);
     const target = to === 0 ? 0 : (table.nodeid[to] as number);
@@ -237,6 +236,16 @@ export class Translator implements EventSink {
       );
     } else if (wantsFrom) out.record(maskFrom, source, fromGeneration, child, childGeneration, cookie, fromName, fromLength);
     else if (wantsTo) out.record(maskTo, target, toGeneration, child, childGeneration, cookie, toName, toLength);
+  }
+
+  /**
+   * The nodeid of an event's child by its handle, or what has its name in directory `named` now (0: none) where the store knows no handles:
+   * what is invalidated in vain then costs little.
+   */
+  #child(handle: number, near: number, named: number, name: number): number {
+    if (handle === 0) return 0;
+    const nodeid = this.#nodes.byHandle(handle, near);
+    return nodeid !== 0 || named === 0 || this.#nodes.hasHandles(near) ? nodeid : this.#nodes.byName(named, name);
   }
 
   /** The slot of a chain that is on the mount of `nodeid`, or 0. */

@@ -63,10 +63,10 @@ export interface HostWatcher {
   keep(nodeid: number, bits: number): number;
   /** The guest forgot the node: everything about it ends. While `fd(nodeid)` still works. */
   forget(nodeid: number): void;
-  /** Reads events, at most `reads` times a buffer full. Returns whether there may be more. */
+  /** Reads events, at most `reads` times a buffer full (some 650 events, about a millisecond). Returns whether there may be more. */
   drain(sink: EventSink, reads?: number): boolean;
-  /** Sets every mark again, for the case that one got lost. Returns how many could not be set. */
-  rearm(): number;
+  /** Sets the marks of at most `count` slots from `from` on again, for the case that one got lost. Returns where to go on, 0 at the end. */
+  rearm(from: number, count: number): number;
   /** Ends all watches. */
   clear(): void;
   close(): void;
@@ -166,15 +166,16 @@ export abstract class Watcher implements HostWatcher {
     this.#end(slot);
   }
 
-  rearm(): number {
-    let failed = 0;
-    for (let slot = 1; slot < this.table.top; slot++) {
-      const object = this.table.object[slot] as number;
-      if (this.table.nodeid[slot] === 0 || object === 0 || this.head[object] !== slot) continue;
-      const fd = this.nodes.fd(this.table.nodeid[slot] as number);
-      if (fd < 0 || this.mark(object, fd, 0, this.have[object] as number) < 0) failed++;
+  rearm(from: number, count: number): number {
+    const { table } = this;
+    const end = Math.min(from + count, table.top);
+    for (let slot = from; slot < end; slot++) {
+      const object = table.object[slot] as number;
+      if (table.nodeid[slot] === 0 || object === 0 || this.head[object] !== slot) continue;
+      const fd = this.nodes.fd(table.nodeid[slot] as number);
+      if (fd >= 0) this.mark(object, fd, 0, this.have[object] as number);
     }
-    return failed;
+    return end < table.top ? end : 0;
   }
 
   clear(): void {

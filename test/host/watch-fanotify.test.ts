@@ -244,27 +244,29 @@ test('every object (FUSE_FSNOTIFY_ALL): directories known before and after', asy
   }
 });
 
-test('coherence: invalidations without events for what the guest does not watch', async () => {
-  const share = new Share('/var/tmp');
-  try {
-    mkdirSync(join(share.root, 'a'));
-    writeFileSync(join(share.root, 'a/f'), 'f');
-    const { fsnotify, nodes } = share;
-    const a = nodes.look(join(share.root, 'a'));
-    const f = nodes.look(join(share.root, 'a/f'));
-    fsnotify.begin(undefined, true);
-    await share.changer.do({ op: 'append', path: 'a/f' });
-    await share.changer.do({ op: 'write', path: 'a/new' });
-    const messages = share.messages();
-    assert.deepEqual(
-      messages.map(({ code, nodeid, name }) => [code, nodeid, name]),
-      [
-        [INVAL_INODE, f, ''],
-        [INVAL_INODE, a, ''],
-        [INVAL_ENTRY, a, 'new'],
-      ],
-    );
-  } finally {
-    share.close();
-  }
-});
+for (const handles of [true, false]) {
+  test(`coherence: invalidations without events for what the guest does not watch, handles ${handles}`, async () => {
+    const share = new Share('/var/tmp', { handles });
+    try {
+      mkdirSync(join(share.root, 'a'));
+      writeFileSync(join(share.root, 'a/f'), 'f');
+      const { fsnotify, nodes } = share;
+      const a = nodes.look(join(share.root, 'a'));
+      const f = nodes.look(join(share.root, 'a/f'));
+      fsnotify.begin(undefined, true);
+      await share.changer.do({ op: 'append', path: 'a/f' });
+      await share.changer.do({ op: 'write', path: 'a/new' });
+      const messages = share.messages();
+      assert.deepEqual(
+        messages.map(({ code, nodeid, name }) => [code, nodeid, name]),
+        [
+          [INVAL_INODE, f, ''],
+          [INVAL_INODE, a, ''],
+          [INVAL_ENTRY, a, 'new'],
+        ],
+      );
+    } finally {
+      share.close();
+    }
+  });
+}

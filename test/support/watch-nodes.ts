@@ -103,6 +103,10 @@ export class TestNodes implements WatchNodes {
     return this.#byHandle.get(`${this.#nodes.get(near)?.mount} ${this.#hex(handle)}`) ?? 0;
   }
 
+  hasHandles(): boolean {
+    return this.#handles;
+  }
+
   byName(parent: number, name: number): number {
     const node = this.#nodes.get(parent);
     if (node === undefined || native.statx(node.fd, name, 0x100, 0x1100, this.#statx) < 0) return 0;
