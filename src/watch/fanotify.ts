@@ -57,6 +57,7 @@ const FANOTIFY_METADATA_VERSION = 3;
 const Info = { type: 0, len: 2, fsid: 4, handle: 12, handleBytes: 12, handleData: 20 } as const;
 const InfoType = { FID: 1, DFID_NAME: 2, DFID: 3, OLD_DFID_NAME: 10, NEW_DFID_NAME: 12 } as const;
 
+const AT_SYMLINK_NOFOLLOW = 0x100;
 const AT_EMPTY_PATH = 0x1000;
 const AT_HANDLE_FID = 0x200;
 const O_DIRECTORY = process.arch === 'arm64' ? 0x4000 : 0x10000;
@@ -317,8 +318,15 @@ export class Fanotify extends Watcher {
       const name = nameAt(directory);
       const parent = this.#slotOf(directory);
       const slot = child === 0 ? 0 : this.#slotOf(child);
-      if (parent !== 0) sink.named(mask, parent, slot, name, nameLength(directory, name), child === 0 ? 0 : child + Info.handle, 0);
-      else if (slot !== 0) sink.self(mask, slot);
+      if (parent !== 0) {
+        let bits = mask;
+        if (child === 0 && (mask & FS_CREATE) !== 0 && (mask & FS_DELETE) !== 0 && this.#exists(parent, name)) {
+          // Before 5.17 the child is no part of what must be equal: "removed and made anew" is merged, too, and then the name is there.
+          sink.named((mask & (FS_DELETE | FS_ISDIR)) >>> 0, parent, 0, name, nameLength(directory, name), 0, 0);
+          bits = (mask & ~FS_DELETE) >>> 0;
+        }
+        sink.named(bits, parent, slot, name, nameLength(directory, name), child === 0 ? 0 : child + Info.handle, 0);
+      } else if (slot !== 0) sink.self(mask, slot);
       return;
     }
     // The object itself: only FID for what is no directory, only DFID for one.
@@ -333,6 +341,11 @@ export class Fanotify extends Watcher {
       const rest = mask & FS_MOVE_SELF;
       if (rest !== 0 && slot !== 0) sink.self((rest | FS_ISDIR) >>> 0, slot);
     } else if (slot !== 0) sink.self(mask, slot);
+  }
+
+  #exists(slot: number, name: number): boolean {
+    const fd = this.nodes.fd(this.table.nodeid[slot] as number);
+    return fd >= 0 && native.statx(fd, name, AT_SYMLINK_NOFOLLOW, STATX_NLINK_BIT, this.#statx) === 0;
   }
 
   /** First slot of the object that an information record names, 0 when it is not watched. */
@@ -536,7 +549,7 @@ const DELETED = Buffer.from(' (deleted)');
 /** What this process can have, or -errno of fanotify_init(2). A mark decides about a file system, see {@link openWatcher}. */
 export function fanotifyAbility(directory: number, procfd: number): FanotifyAbility | number {
   let error = 0;
-  for (const report of [FAN_REPORT_DFID_NAME_TARGET, FAN_REPORT_DFID_NAME]) {
+  for (const report of [FAN_REPORT_DFID_NAME_TARGET, FAN_REPORT_DFID_NAME | FAN_REPORT_FID]) {
     const fd = native.fanotifyInit(FAN_CLOEXEC | FAN_NONBLOCK | report, 0);
     if (fd < 0) {
       error = fd;

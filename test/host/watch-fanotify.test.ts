@@ -5,6 +5,7 @@ import { chmodSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:f
 import { join } from 'node:path';
 import { describe, test } from 'node:test';
 import { fileURLToPath } from 'node:url';
+import { native } from 'vhost-user-ts/native';
 import { FS_EVENT_ON_CHILD, FS_RENAME } from '../../src/watch/mask.js';
 import { BASES, IN_ALL, Share } from '../support/watch-bench.js';
 import { compare } from '../support/watch-changes.js';
@@ -25,6 +26,40 @@ for (const [name, base] of BASES) {
     });
   });
 }
+
+/** What Linux before 5.17 cannot do: name the child of an entry that changed, and FAN_RENAME. */
+async function asBefore517(run: () => Promise<void>): Promise<void> {
+  const { fanotifyInit, fanotifyMark } = native;
+  native.fanotifyInit = (flags, eventFlags) => ((flags & 0x1000) !== 0 ? -22 : fanotifyInit(flags, eventFlags));
+  native.fanotifyMark = (fd, flags, low, high, dirfd, name) =>
+    (low & FS_RENAME) !== 0 ? -22 : fanotifyMark(fd, flags, low, high, dirfd, name);
+  try {
+    await run();
+  } finally {
+    Object.assign(native, { fanotifyInit, fanotifyMark });
+  }
+}
+
+test('as before Linux 5.17: the same events, renames in halves', () => asBefore517(() => compare('/var/tmp', true, false)));
+
+test('as before Linux 5.17: removed and made anew in one event', () =>
+  asBefore517(async () => {
+    const share = new Share('/var/tmp');
+    try {
+      mkdirSync(join(share.root, 'd'));
+      share.watch('d', (0x300 | FS_EVENT_ON_CHILD) >>> 0);
+      await share.changer.do({ op: 'write', path: 'd/f' });
+      assert.deepEqual(share.seen().guest, ['d f CREATE']);
+      await share.changer.do({ op: 'unlink', path: 'd/f' });
+      await share.changer.do({ op: 'write', path: 'd/f' });
+      assert.deepEqual(share.seen().guest, ['d f DELETE', 'd f CREATE']);
+      await share.changer.do({ op: 'write', path: 'd/g' });
+      await share.changer.do({ op: 'unlink', path: 'd/g' });
+      assert.deepEqual(share.seen().guest, ['d g CREATE', 'd g DELETE']);
+    } finally {
+      share.close();
+    }
+  }));
 
 test('a file that is watched alone: events on itself', async () => {
   const share = new Share('/var/tmp');

@@ -88,6 +88,24 @@ test('a guest that takes nothing: one OVERFLOW, bounded memory, and then it goes
   }
 });
 
+test("the host's queue overflows: one OVERFLOW, and it goes on", { timeout: 120_000 }, async () => {
+  const share = storm(Number.POSITIVE_INFINITY);
+  try {
+    await share.changer.do({ op: 'storm', path: '.', files: FILES, directories: DIRECTORIES });
+    const records = share.messages().flatMap((message) => message.records);
+    assert.equal(records.filter((record) => (record.flags & OVERFLOW) !== 0).length, 1);
+    assert.equal(share.counters.get(Counter.hostOverflows), 1);
+    await share.changer.do({ op: 'write', path: '9999/after' });
+    const after = share.messages().flatMap((message) => message.records);
+    assert.deepEqual(
+      after.map((record) => record.name),
+      ['after', 'after', 'after'],
+    );
+  } finally {
+    share.close();
+  }
+});
+
 /** The time of drains alone, of events that the host has queued before. */
 async function cost(share: Share, d: number, invalidating: boolean): Promise<string> {
   const { fsnotify, counters, changer } = share;
