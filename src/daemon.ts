@@ -105,6 +105,7 @@ export class Daemon {
     const { sharedDir, listenOn } = this.#config;
     log.info(`sharing ${sharedDir}`, listenOn.kind === 'path' ? { socket: listenOn.path } : { fd: listenOn.fd });
     const device = this.#device;
+    if (this.#metrics !== undefined) this.#updateGauges(this.#metrics);
     while (this.#running) {
       this.#loop.turn(device.hasMore || this.#moreEvents ? 0 : -1);
       if (device.hasMore) device.serveAgain();
