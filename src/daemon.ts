@@ -206,6 +206,13 @@ export class Daemon {
       share.cache = 'always';
       log.debug('--cache=notify: the guest keeps what it knows until it is told');
     };
+    events.fsnotify.onIncoherent = () => {
+      server.setTimeouts(auto);
+      share.cache = 'auto';
+      log.warn(
+        '--cache=notify: not every directory can be watched: from now on the guest caches as with --cache=auto (see --fsnotify-limit)',
+      );
+    };
   }
 
   #openLog(): void {

@@ -60,6 +60,9 @@ export class Fsnotify {
   /** Where the file system says what it does; null while no watcher needs it (fanotify is told by the kernel). */
   echoes: Echoes | null = null;
 
+  /** A directory of a coherent session could not be marked: what is in it can change unseen. */
+  onIncoherent: () => void = () => undefined;
+
   readonly #nodes: WatchNodes;
   readonly #procfd: number;
   readonly #limit: number;
@@ -171,6 +174,11 @@ export class Fsnotify {
     if (this.#coherent) {
       error = this.#first.watcher.keep(nodeid, COHERENT & this.supportedLow);
       if (this.#elsewhere(error)) error = this.#other().watcher.keep(nodeid, COHERENT & this.#other().watcher.supported);
+    }
+    if (error < 0 && this.#coherent) {
+      // Directories marked before stay coherent; from here on the guest must ask again.
+      this.#coherent = false;
+      this.onIncoherent();
     }
     if (error === 0 && this.#all !== 0) error = this.#set(nodeid, this.#all);
     // There is no reply to put it in. What is not marked can change unseen, which OVERFLOW says, once a session.
