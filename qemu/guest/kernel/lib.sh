@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 # shellcheck shell=bash
-# Shared by the scripts of this folder: the cache, Debian packages of any
-# release, kernel sources and the patch series. Source it, do not run it.
+# Shared by the scripts that fetch and build: the cache, Debian packages and
+# sources of any release, kernel sources and the patch series. Source it, do not
+# run it.
 
 set -euo pipefail
 
@@ -36,7 +37,7 @@ need_tools() { # COMMAND=PACKAGE...
 		esac
 	done
 	[ ${#missing[@]} = 0 ] && return
-	say "building a kernel needs ${missing[*]}: installing with apt-get"
+	say "needs ${missing[*]}: installing with apt-get"
 	[ "$(id -u)" = 0 ] || die "not root: please install: ${missing[*]}"
 	{
 		DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends "${missing[@]}" ||
@@ -50,8 +51,10 @@ BUILD_TOOLS=(gcc=gcc make=make flex=flex bison=bison bc=bc xz=xz-utils patch=pat
 
 # apt-get for one Debian release, with lists, cache and state of its own: the
 # machine's own package lists stay as they are. The mirror is the machine's own.
-debian_apt() { # RELEASE(bookworm|trixie|sid) ARGUMENT...
-	local release=$1 state=$CACHE/apt/$1 mirror security suite
+# RELEASE/source is about its source packages instead.
+debian_apt() { # RELEASE(bookworm|trixie|sid)[/source] ARGUMENT...
+	local release=${1%/source} state=$CACHE/apt/${1/\//-} type=deb mirror security suite
+	[ "$release" = "$1" ] || type=deb-src
 	shift
 	mkdir -p "$state"/{etc,lists/partial,cache/archives/partial}
 	if [ ! -s "$state/etc/sources.list" ]; then
@@ -61,13 +64,13 @@ debian_apt() { # RELEASE(bookworm|trixie|sid) ARGUMENT...
 			sed -n 's/|Debian-Security$//p' | head -n1)
 		[ -n "$mirror" ] || die "no Debian mirror in this machine's apt configuration"
 		{
-			echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror $release main"
+			echo "$type [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror $release main"
 			if [ "$release" != sid ]; then
 				for suite in updates backports; do
-					echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror $release-$suite main"
+					echo "$type [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror $release-$suite main"
 				done
 				[ -z "$security" ] ||
-				echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $security $release-security main"
+				echo "$type [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $security $release-security main"
 			fi
 		} >"$state/etc/sources.list"
 	fi
@@ -86,10 +89,11 @@ debian_update() { # RELEASE
 	debian_apt "$1" apt-get -q update >&2
 }
 
-# Newest version of a package in a release (empty: no such package).
-debian_version() { # RELEASE PACKAGE
-	[ -n "$(ls "$CACHE/apt/$1/lists" 2>/dev/null | grep Packages)" ] || debian_update "$1"
-	debian_apt "$1" apt-cache madison "$2" | awk -F' *[|] *' '{print $2}' |
+# Newest version of a package in a release (empty: no such package); of those
+# that start with PREFIX.
+debian_version() { # RELEASE[/source] PACKAGE [PREFIX]
+	[ -n "$(ls "$CACHE/apt/${1/\//-}/lists" 2>/dev/null | grep -e Packages -e Sources)" ] || debian_update "$1"
+	debian_apt "$1" apt-cache madison "$2" | awk -F' *[|] *' -v prefix="${3:-}" 'index($2, prefix) == 1 || prefix == "" {print $2}' |
 		while read -r v; do
 			[ -n "${best:-}" ] && dpkg --compare-versions "$v" lt "$best" || best=$v
 			echo "$best"
@@ -108,6 +112,53 @@ debian_package() { # RELEASE PACKAGE VERSION
 		mkdir "$tmp/root"
 		dpkg-deb -x "$tmp"/*.deb "$tmp/root"
 		publish "$tmp/root" "$out"
+		rm -rf "$tmp"
+	fi
+	echo "$out"
+}
+
+# A program of a release with everything that it depends on, unpacked into
+# FOLDER, and FOLDER/run, which runs it with that folder's own loader and
+# libraries: nothing of it is installed. ARGUMENTS go before those of the caller
+# and ENVIRONMENT is NAME=VALUE words; both are shell, in which $folder is FOLDER.
+debian_program() { # FOLDER RELEASE PACKAGE=VERSION PROGRAM [ARGUMENTS [ENVIRONMENT]]
+	local folder=$1 release=$2 package=$3 program=$4 arguments=${5:-} environment=${6:-} tmp deb loader
+	tmp=$(mktemp -d "$CACHE/tmp.XXXXXX")
+	mkdir -p "$tmp/deb/partial" "$tmp/root"
+	say "fetching ${package/=/ } (Debian $release) and its libraries"
+	debian_apt "$release" apt-get -q -y install --download-only --no-install-recommends \
+		-o "Dir::Cache::archives=$tmp/deb/" "$package" >"$tmp/log" 2>&1 ||
+		{ tail -n 3 "$tmp/log" >&2; die "cannot fetch $package"; }
+	for deb in "$tmp"/deb/*.deb; do
+		dpkg-deb -x "$deb" "$tmp/root"
+	done
+	loader=$(cd "$tmp/root" && find . -name 'ld-linux-x86-64.so.2' -printf '%P\n' | head -n1)
+	cat >"$tmp/root/run" <<-RUN
+	#!/bin/sh
+	folder='$folder'
+	${environment:+export $environment}
+	exec "\$folder/$loader" --library-path "\$folder/usr/lib/x86_64-linux-gnu:\$folder/lib/x86_64-linux-gnu" \\
+	    "\$folder/$program" $arguments "\$@"
+	RUN
+	chmod 755 "$tmp/root/run"
+	publish "$tmp/root" "$folder"
+	rm -rf "$tmp"
+}
+
+# A source package with Debian's patches applied, unpacked into the cache; prints
+# its path. Versions have a colon, which search paths do not like: it goes.
+debian_source() { # RELEASE PACKAGE VERSION
+	local out=$CACHE/source/$2-${3#*:} tmp
+	if [ ! -d "$out" ]; then
+		need_tools dpkg-source=dpkg-dev patch=patch xz=xz-utils
+		tmp=$(mktemp -d "$CACHE/tmp.XXXXXX")
+		say "fetching the source of $2 $3 (Debian $1)"
+		(cd "$tmp" && debian_apt "$1/source" apt-get -q source --download-only "$2=$3") >"$tmp/log" 2>&1 ||
+			{ tail -n 3 "$tmp/log" >&2; die "cannot fetch the source of $2 $3"; }
+		say "unpacking it"
+		(cd "$tmp" && dpkg-source --no-check -x ./*.dsc tree) >"$tmp/log" 2>&1 ||
+			{ tail -n 3 "$tmp/log" >&2; die "cannot unpack the source of $2 $3"; }
+		publish "$tmp/tree" "$out"
 		rm -rf "$tmp"
 	fi
 	echo "$out"

@@ -205,7 +205,7 @@ static void start(bool agree)
 	srv.agree = agree;
 	srv.mute = false;
 	srv.error = 0;
-	srv.supported = EVERYTHING & ~IN_DELETE_SELF;
+	srv.supported = EVERYTHING & ~(IN_DELETE_SELF | 0x1000);
 	srv.requests = 0;
 	srv.fd = open("/dev/fuse", O_RDWR | O_CLOEXEC);
 	snprintf(opt, sizeof(opt), "fd=%d,rootmode=40000,user_id=0,group_id=0", srv.fd);
@@ -252,7 +252,7 @@ static int requests(void)
 }
 
 /* Wait until the server was last asked for this mask; ms or -1 */
-static long await_mask(uint64_t nodeid, uint64_t mask, int first, int timeout)
+static long await_request(uint64_t nodeid, uint32_t flags, uint64_t mask, int first, int timeout)
 {
 	long begin = now_ms();
 
@@ -261,7 +261,7 @@ static long await_mask(uint64_t nodeid, uint64_t mask, int first, int timeout)
 
 		pthread_mutex_lock(&srv.lock);
 		for (int i = first; i < srv.requests; i++)
-			if (srv.log[i].nodeid == nodeid)
+			if (srv.log[i].nodeid == nodeid && srv.log[i].in.flags == flags)
 				last = srv.log[i].in.mask;
 		pthread_mutex_unlock(&srv.lock);
 		if (last == mask)
@@ -270,6 +270,17 @@ static long await_mask(uint64_t nodeid, uint64_t mask, int first, int timeout)
 			return -1;
 		msleep(20);
 	}
+}
+
+static long await_mask(uint64_t nodeid, uint64_t mask, int first, int timeout)
+{
+	return await_request(nodeid, 0, mask, first, timeout);
+}
+
+/* FUSE_FSNOTIFY_ALL on the root */
+static long await_all(uint64_t mask, int timeout)
+{
+	return await_request(1, 1, mask, 0, timeout);
 }
 
 /* ------------------------------------------------------------ notifications */
@@ -422,7 +433,7 @@ static void test_watch_requests(void)
 	first = requests();
 	inotify_add_watch(fd2, MNT "/d", IN_MODIFY);
 	n = requests_for(2, first, masks, 16);
-	check(n == 1 && masks[0] == (DIR_EVERYTHING & ~IN_DELETE_SELF),
+	check(n == 1 && masks[0] == (srv.supported | IN_ISDIR | EV_ON_CHILD),
 	      "second mark: what the server supports, at once: %d %llx", n,
 	      n ? (unsigned long long)masks[0] : 0);
 	ms = await_mask(2, IN_CREATE | IN_MODIFY | IN_ISDIR | EV_ON_CHILD, first, 4000);
@@ -744,7 +755,7 @@ static void test_rename(void)
 	      "mark FAN_RENAME: %s", strerror(errno));
 	check(!fanotify_mark(fd2, FAN_MARK_ADD, FAN_RENAME | FAN_ONDIR, AT_FDCWD, MNT "/e"),
 	      "mark FAN_RENAME: %s", strerror(errno));
-	check(await_mask(5, DIR_EVERYTHING & ~IN_DELETE_SELF, 0, 0) >= 0 ||
+	check(await_mask(5, srv.supported | IN_ISDIR | EV_ON_CHILD, 0, 0) >= 0 ||
 	      await_mask(5, DIR_EVERYTHING, 0, 0) >= 0, "FAN_RENAME asks for moves");
 	add(2, 7, IN_MOVED_FROM, "old")->flags = EV_PAIRED;
 	add(5, 13, IN_MOVED_TO, "new");
@@ -793,6 +804,10 @@ static void test_fanotify(void)
 			     AT_FDCWD, MNT "/d"), "mark fd mode: %s", strerror(errno));
 	check(!fanotify_mark(sbmark, FAN_MARK_ADD | FAN_MARK_FILESYSTEM, FAN_CREATE | FAN_MODIFY,
 			     AT_FDCWD, MNT "/d"), "mark file system: %s", strerror(errno));
+
+	/* A mark on the super block is a watch of everything, as long as it is there */
+	uint64_t all = IN_CREATE | IN_MODIFY | IN_ISDIR | EV_ON_CHILD;
+	check(await_all(all, 4000) >= 0, "FUSE_FSNOTIFY_ALL for a file system mark");
 
 	check(notify_one(2, 7, IN_CREATE, "n") == 0, "create");
 	expect("FID create", read_fanotify(fid), "CREATE:1");
@@ -849,6 +864,7 @@ static void test_fanotify(void)
 	expect("file system overflow", read_fanotify(sbmark), "Q_OVERFLOW");
 
 	close(sbmark);
+	check(await_all(0, 4000) >= 0, "FUSE_FSNOTIFY_ALL ends");
 	close(fdmode);
 	close(target);
 	close(dfid);
