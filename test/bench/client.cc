@@ -9,6 +9,11 @@
 //
 //   run OP [depth=1] [ms=200 | count=N] [warm=ms] [wait=1] [OP's own arguments]
 //   drop FILE          forgets the host's cached pages of a file below share
+//   events latency dir=D count=N [depth=0]      from a host's write to the record in guest memory, beside so many GETATTRs
+//   events rate dir=D ms=200                    a host that makes events as fast as it can: how many reach the guest
+//   events drain dir=D count=N                  so many events made while the daemon is stopped: how fast it delivers them
+//   events host file=F count=N                  what a host's write of 8 bytes takes
+// (the first three leave buffers with the daemon: only "events host" may follow them)
 //
 // wait=1: the client sleeps on the call eventfd, as a guest without work does; wait=0: it asks for no interrupts and polls.
 // As virtio_fs.c does, requests use indirect descriptors (header, arguments, one descriptor per page of data), each is
@@ -44,6 +49,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <thread>
 #include <vector>
 
 namespace {
@@ -363,6 +369,32 @@ bool checkPage(const uint8_t *page, uint64_t offset) {
   return first == offset && last == offset + PAGE - 8;
 }
 
+// --- remote fsnotify: the numbers of src/watch/PROTOCOL.md ---
+
+constexpr uint32_t FSNOTIFY_INIT_FLAG2 = 1 << 28;
+constexpr uint32_t FUSE_FSNOTIFY = 2048, FUSE_READ_NOTIFY = 2049;
+constexpr int NOTIFY_FSNOTIFY = 128;
+constexpr uint32_t NOTIFY_BYTES = 4096;
+constexpr uint64_t FS_MODIFY = 2, FS_CREATE = 0x100, FS_DELETE = 0x200, FS_EVENT_ON_CHILD = 0x08000000;
+constexpr uint32_t RECORD_OVERFLOW = 1;
+
+struct FsnotifyIn {
+  uint64_t mask;
+  uint32_t generation, flags;
+};
+struct FsnotifyOut {
+  uint64_t mask, supported;
+};
+struct ReadNotifyIn {
+  uint32_t size, flags;
+};
+struct FsnotifyRecord {
+  uint32_t reclen, flags;
+  uint64_t nodeid, child, mask;
+  uint32_t generation, childGeneration, cookie, namelen;
+  char name[];
+};
+
 // --- the session ---
 
 struct Session {
@@ -372,14 +404,17 @@ struct Session {
   std::vector<Slot> slots;
   uint64_t unique = 0;
   string share;
+  std::vector<pid_t> pids;
   std::vector<clockid_t> clocks;
   uint32_t user = 0;
-  std::map<string, uint64_t> known;  // nodeids of paths
+  std::map<string, uint64_t> known;         // nodeids of paths
+  std::map<uint64_t, uint32_t> generations;  // of those nodeids
   uint64_t errors = 0;
   string firstError;
   uint64_t interrupts = 0;
   uint64_t requests = 0;
   bool acknowledge = false;
+  bool fsnotify = false;
   unsigned offeredQueues = 2;
 
   uint64_t ask(uint32_t request) {
@@ -404,9 +439,11 @@ struct Session {
   Session(const char *path, const Arguments &arguments) {
     unsigned requestQueues = unsigned(arguments.number("queues", 1));
     share = arguments.text("share");
+    fsnotify = arguments.number("fsnotify", 0);
     for (const string &pid : split(arguments.text("pids"), ',')) {
       clockid_t clock;
-      if (clock_getcpuclockid(atoi(pid.c_str()), &clock) == 0) clocks.push_back(clock);
+      pids.push_back(atoi(pid.c_str()));
+      if (clock_getcpuclockid(pids.back(), &clock) == 0) clocks.push_back(clock);
     }
     socket = must(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0), "socket");
     sockaddr_un address = {};
@@ -620,6 +657,7 @@ struct Session {
                FUSE_PARALLEL_DIROPS | FUSE_HANDLE_KILLPRIV | FUSE_POSIX_ACL | FUSE_ABORT_ERROR | FUSE_MAX_PAGES | FUSE_CACHE_SYMLINKS |
                FUSE_NO_OPENDIR_SUPPORT | FUSE_EXPLICIT_INVAL_DATA | FUSE_SUBMOUNTS | FUSE_HANDLE_KILLPRIV_V2 | FUSE_SETXATTR_EXT |
                FUSE_INIT_EXT;
+    if (fsnotify) in.flags2 |= FSNOTIFY_INIT_FLAG2;
     build(s, FUSE_INIT, 0, sizeof in, sizeof(fuse_init_out));
     s.exact = false;
     call1("INIT");
@@ -634,7 +672,9 @@ struct Session {
     uint64_t parent = slash == string::npos ? FUSE_ROOT_ID : resolve(path.substr(0, slash));
     buildLookup(slots[0], parent, path.substr(slash == string::npos ? 0 : slash + 1).c_str());
     call1(path.c_str());
-    return known[path] = slots[0].reply<fuse_entry_out>().nodeid;
+    const auto &entry = slots[0].reply<fuse_entry_out>();
+    generations[entry.nodeid] = uint32_t(entry.generation);
+    return known[path] = entry.nodeid;
   }
   uint64_t open(uint64_t nodeid, uint32_t flags) {
     buildOpen(slots[0], nodeid, false, flags);
@@ -673,6 +713,7 @@ struct Operation {
 struct Names {
   uint64_t directory = 0;
   std::vector<uint64_t> nodeids, inodes;
+  std::vector<uint32_t> generations;
 };
 std::map<string, Names> allNames;
 
@@ -688,6 +729,7 @@ struct Learn : Operation {
     names.directory = s.resolve(a.text("dir"));
     names.nodeids.resize(a.number("names", 1000));
     names.inodes.resize(names.nodeids.size());
+    names.generations.resize(names.nodeids.size());
     next = a.number("first", 0);
   }
   uint64_t total() const override { return names.nodeids.size() - next; }
@@ -700,6 +742,7 @@ struct Learn : Operation {
   bool reply(Slot &s) override {
     names.nodeids[s.index] = s.reply<fuse_entry_out>().nodeid;
     names.inodes[s.index] = s.reply<fuse_entry_out>().attr.ino;
+    names.generations[s.index] = uint32_t(s.reply<fuse_entry_out>().generation);
     return false;
   }
 };
@@ -1020,6 +1063,19 @@ struct ColdMix : Read {
   }
 };
 
+// Watches every learnt name once.
+struct Watch : OverNames {
+  uint64_t next = 0;
+  using OverNames::OverNames;
+  uint64_t total() const override { return names.nodeids.size(); }
+  void begin(Slot &s) override {
+    s.index = next++;
+    s.argument<FsnotifyIn>() = {FS_MODIFY, names.generations[s.index], 0};
+    session.build(s, FUSE_FSNOTIFY, names.nodeids[s.index], sizeof(FsnotifyIn), sizeof(FsnotifyOut));
+  }
+  bool reply(Slot &) override { return false; }
+};
+
 // The shape of a GETATTR for a back end that does nothing.
 struct Nothing : Operation {
   using Operation::Operation;
@@ -1048,6 +1104,7 @@ std::unique_ptr<Operation> makeOperation(Session &s, const string &name, const A
   else if (name == "readdir") result = std::make_unique<List>(s, a, false);
   else if (name == "readdirplus") result = std::make_unique<List>(s, a, true);
   else if (name == "cold-mix") result = std::make_unique<ColdMix>(s, a);
+  else if (name == "watch") result = std::make_unique<Watch>(s, a);
   else if (name == "nothing") result = std::make_unique<Nothing>(s);
   else die("there is no operation %s", name.c_str());
   result->depth = depth;
@@ -1148,6 +1205,243 @@ void run(Session &session, const string &name, const Arguments &a) {
          number(operation->entries), number(session.errors), session.firstError.c_str());
 }
 
+// --- events ---
+
+// Keeps a few buffers with the daemon, as a guest without a notification queue does, and counts what comes in them.
+struct Events {
+  static constexpr unsigned LENT = 4;
+  Session &session;
+  uint64_t records = 0, overflows = 0, messages = 0;
+  uint64_t wanted = 0;  // the nodeid whose MODIFY is waited for
+  bool found = false;
+
+  explicit Events(Session &s) : session(s) {}
+
+  static bool isLent(const Slot &s) { return s.number < LENT; }
+  void lend(Slot &s) {
+    s.argument<ReadNotifyIn>().size = NOTIFY_BYTES;
+    session.build(s, FUSE_READ_NOTIFY, FUSE_ROOT_ID, sizeof(ReadNotifyIn), 0, 0, NOTIFY_BYTES, false);
+    s.exact = false;
+    session.submit(s);
+  }
+  void lendAll() {
+    for (unsigned i = 0; i < LENT; i++) lend(session.slots[i]);
+  }
+
+  void take(Slot &s, uint32_t used) {
+    if (!session.check(s, used)) die("READ_NOTIFY: %s", session.firstError.c_str());
+    const auto &header = *reinterpret_cast<const fuse_out_header *>(s.data);
+    messages++;
+    if (header.len != used - sizeof(fuse_out_header)) session.fail(s, "a notification of another length");
+    // Invalidations come on the same way.
+    if (header.error != NOTIFY_FSNOTIFY) return;
+    for (uint32_t at = sizeof header; at + sizeof(FsnotifyRecord) <= header.len;) {
+      const auto &record = *reinterpret_cast<const FsnotifyRecord *>(s.data + at);
+      if (record.reclen < sizeof record || at + record.reclen > header.len) return session.fail(s, "a record of impossible length");
+      at += record.reclen;
+      if (record.flags & RECORD_OVERFLOW) overflows++;
+      else records++;
+      if ((record.mask & FS_MODIFY) && (record.nodeid == wanted || record.child == wanted)) found = true;
+    }
+  }
+
+  // Takes back every buffer and lends it again; true if there was one. Other slots go to `other`.
+  template <class Other>
+  bool turn(Other other) {
+    bool any = false;
+    for (auto &queue : session.queues) {
+      if (!queue->ready()) continue;
+      any = true;
+      queue->disableCalls();
+      uint32_t length;
+      while (Slot *slot = session.collect(*queue, length)) {
+        if (isLent(*slot)) take(*slot, length), lend(*slot);
+        else other(*slot, length);
+      }
+      queue->enableCalls();
+    }
+    return any;
+  }
+  bool turn() {
+    return turn([](Slot &, uint32_t) {});
+  }
+
+  void watch(uint64_t nodeid, uint64_t mask) {
+    // A slot that is not lent: preparations use slot 0, which is free only before lendAll.
+    Slot &s = session.slots[0];
+    s.argument<FsnotifyIn>() = {mask, session.generations[nodeid], 0};
+    session.build(s, FUSE_FSNOTIFY, nodeid, sizeof(FsnotifyIn), sizeof(FsnotifyOut));
+    session.call1("FSNOTIFY");
+  }
+};
+
+void pause(unsigned microseconds) {
+  timespec t = {0, long(microseconds) * 1000};
+  nanosleep(&t, nullptr);
+}
+
+int openOnHost(const Session &session, const string &path, int flags) {
+  string host = session.share + "/" + path;
+  return must(open(host.c_str(), flags | O_CLOEXEC, 0644), host.c_str());
+}
+
+void printJson(std::initializer_list<std::pair<const char *, double>> values) {
+  const char *separator = "{";
+  for (const auto &[name, value] : values) {
+    printf("%s\"%s\":%.17g", separator, name, value);
+    separator = ",";
+  }
+  printf("}\n");
+}
+
+// From before the host's write to the moment in which a record of it lies in guest memory. `depth` GETATTRs are always under way.
+void eventLatency(Session &session, const Arguments &a) {
+  Events events(session);
+  unsigned depth = unsigned(a.number("depth", 0));
+  uint64_t count = a.number("count", 100);
+  string dir = a.text("dir"), file = dir + "/f0000000";
+  events.wanted = session.resolve(file);
+  events.watch(session.resolve(dir), FS_MODIFY | FS_EVENT_ON_CHILD);
+  int fd = openOnHost(session, file, O_WRONLY);
+  events.lendAll();
+  for (auto &queue : session.queues) queue->enableCalls();
+  auto getattr = [&](Slot &s) {
+    s.argument<fuse_getattr_in>();
+    session.build(s, FUSE_GETATTR, events.wanted, sizeof(fuse_getattr_in), sizeof(fuse_attr_out));
+    session.submit(s);
+  };
+  for (unsigned i = 0; i < depth; i++) getattr(session.slots[Events::LENT + i]);
+  Histogram times;
+  uint64_t requests = 0;
+  bool stopping = false;
+  unsigned out = depth;
+  auto other = [&](Slot &s, uint32_t used) {
+    session.check(s, used);
+    requests++;
+    if (stopping) out--;
+    else getattr(s);
+  };
+  for (uint64_t i = 0; i < count; i++) {
+    // Long enough for an idle daemon to fall asleep. Under load the requests go on meanwhile.
+    uint64_t until = now() + 300000;
+    if (depth == 0) pause(300);
+    while (depth > 0 && now() < until) events.turn(other);
+    events.found = false;
+    uint64_t from = now();
+    if (pwrite(fd, &from, sizeof from, 0) != sizeof from) die("write: %s", strerror(errno));
+    while (!events.found) {
+      if (!events.turn(other)) {
+        if (depth == 0) session.waitForCall();
+        if (now() - from > 2000000000) die("no event of a host's write within 2 s");
+      }
+    }
+    times.add(now() - from);
+  }
+  stopping = true;
+  while (out > 0) events.turn(other);
+  close(fd);
+  printJson({{"p50", times.percentile(.5)}, {"p99", times.percentile(.99)}, {"p999", times.percentile(.999)}, {"errors", session.errors}});
+}
+
+// A thread of the host makes and removes files: two events each. Counts what reaches the guest until all is quiet.
+void eventRate(Session &session, const Arguments &a) {
+  Events events(session);
+  string dir = a.text("dir");
+  events.watch(session.resolve(dir), FS_CREATE | FS_DELETE);
+  events.lendAll();
+  for (auto &queue : session.queues) queue->enableCalls();
+  int folder = openOnHost(session, dir, O_RDONLY | O_DIRECTORY);
+  std::atomic<uint64_t> done = 0;
+  std::atomic<bool> running = true;
+  uint64_t from = now(), end = from + a.number("ms", 200) * 1000000;
+  uint64_t cpu = session.daemonCpu();
+  std::thread writer([&] {
+    // Not on the client's own processor.
+    cpu_set_t set;
+    CPU_ZERO(&set);
+    for (int i = 0; i < CPU_SETSIZE; i++) CPU_SET(i, &set);
+    sched_setaffinity(0, sizeof set, &set);
+    while (now() < end) {
+      char name[32];
+      snprintf(name, sizeof name, "event-%llu", static_cast<unsigned long long>(done.load() / 2));
+      // A node, not an open file: only CREATE and DELETE come of it.
+      must(mknodat(folder, name, S_IFREG | 0644, 0), "mknodat");
+      must(unlinkat(folder, name, 0), "unlinkat");
+      done += 2;
+    }
+    running = false;
+  });
+  uint64_t last = now();
+  // Until nothing has come for a while after the end.
+  while (running || now() - last < 300000000) {
+    if (events.turn()) last = now();
+    else pause(20);
+    if (events.records >= done && !running) break;
+  }
+  writer.join();
+  close(folder);
+  double seconds = double(last - from) / 1e9;
+  printJson({{"made", double(done)},
+             {"received", double(events.records)},
+             {"overflows", double(events.overflows)},
+             {"messages", double(events.messages)},
+             {"perSecond", double(events.records) / seconds},
+             {"madePerSecond", double(done) / (double(end - from) / 1e9)},
+             {"daemonCpu", double(session.daemonCpu() - cpu)},
+             {"errors", double(session.errors)}});
+}
+
+// The daemon's own speed, which the rate above does not show: there the maker of the events is slower than the daemon.
+void eventDrain(Session &session, const Arguments &a) {
+  Events events(session);
+  string dir = a.text("dir");
+  uint64_t count = a.number("count", 10000);
+  events.watch(session.resolve(dir), FS_CREATE | FS_DELETE);
+  events.lendAll();
+  for (auto &queue : session.queues) queue->enableCalls();
+  int folder = openOnHost(session, dir, O_RDONLY | O_DIRECTORY);
+  constexpr int BURSTS = 5;
+  uint64_t cpu = 0, took = 0, received = 0;
+  // The first one warms up and does not count.
+  for (int burst = 0; burst < BURSTS && events.overflows == 0; burst++) {
+    for (pid_t pid : session.pids) must(kill(pid, SIGSTOP), "SIGSTOP");
+    for (uint64_t i = 0; i < count / 2; i++) {
+      char name[32];
+      snprintf(name, sizeof name, "event-%llu", static_cast<unsigned long long>(i));
+      must(mknodat(folder, name, S_IFREG | 0644, 0), "mknodat");
+      must(unlinkat(folder, name, 0), "unlinkat");
+    }
+    uint64_t before = events.records, cpuBefore = session.daemonCpu(), from = now(), last = from;
+    for (pid_t pid : session.pids) must(kill(pid, SIGCONT), "SIGCONT");
+    while (events.records - before < count / 2 * 2 && events.overflows == 0 && now() - last < 1000000000) {
+      if (events.turn()) last = now();
+      else session.waitForCall();
+    }
+    if (burst == 0) continue;
+    cpu += session.daemonCpu() - cpuBefore;
+    took += last - from;
+    received += events.records - before;
+  }
+  close(folder);
+  printJson({{"received", double(received)},
+             {"overflows", double(events.overflows)},
+             {"perSecond", double(received) / (double(took) / 1e9)},
+             {"daemonCpu", double(cpu) / double(received)},
+             {"errors", double(session.errors)}});
+}
+
+// What a program of the host pays for a small write.
+void hostWrites(Session &session, const Arguments &a) {
+  int fd = openOnHost(session, a.text("file"), O_WRONLY);
+  uint64_t count = a.number("count", 20000), value = 0;
+  uint64_t from = nanoseconds(CLOCK_THREAD_CPUTIME_ID);
+  for (uint64_t i = 0; i < count; i++)
+    if (pwrite(fd, &value, sizeof value, 0) != sizeof value) die("write: %s", strerror(errno));
+  uint64_t took = nanoseconds(CLOCK_THREAD_CPUTIME_ID) - from;
+  close(fd);
+  printJson({{"ns", double(took) / double(count)}});
+}
+
 void drop(const string &path) {
   int fd = must(open(path.c_str(), O_RDONLY | O_CLOEXEC), path.c_str());
   posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
@@ -1183,6 +1477,10 @@ int frontEnd(const char *path, const Arguments &arguments) {
     // No single command takes longer, unless the daemon hangs.
     alarm(120);
     if (words[0] == "run") run(session, words[1], Arguments(words));
+    else if (words[0] == "events" && words[1] == "latency") eventLatency(session, Arguments(words));
+    else if (words[0] == "events" && words[1] == "rate") eventRate(session, Arguments(words));
+    else if (words[0] == "events" && words[1] == "drain") eventDrain(session, Arguments(words));
+    else if (words[0] == "events" && words[1] == "host") hostWrites(session, Arguments(words));
     else if (words[0] == "drop") drop(session.share + "/" + words[1]);
     else die("what is \"%s\"?", line);
     fflush(stdout);

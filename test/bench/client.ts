@@ -36,7 +36,15 @@ export interface ClientOptions {
   eventIdx: boolean;
   /** Against the back end that does nothing: no FUSE session. */
   nothing?: boolean;
+  /** The session agrees on remote fsnotify. */
+  events?: boolean;
 }
+
+type Values = Record<string, string | number>;
+const words = (values: Values): string =>
+  Object.entries(values)
+    .map(([name, value]) => `${name}=${value}`)
+    .join(' ');
 
 export class Client {
   readonly #child: Child;
@@ -54,7 +62,7 @@ export class Client {
 
   /** Connects to a daemon and mounts, so to speak: INIT is done. */
   static async connect(options: ClientOptions): Promise<Client> {
-    const words = {
+    const values = {
       share: options.shareDir,
       pids: options.pids.join(','),
       queues: options.queues,
@@ -62,17 +70,21 @@ export class Client {
       // On a processor of its own, as a guest's vCPU is: the daemon then has the others.
       cpu: 1,
       null: Number(options.nothing ?? false),
+      fsnotify: Number(options.events ?? false),
     };
-    const args = [options.socketPath, ...Object.entries(words).map(([name, value]) => `${name}=${value}`)];
-    const client = new Client(args);
+    const client = new Client([options.socketPath, ...words(values).split(' ')]);
     await client.#answer('connect');
     return client;
   }
 
   /** Runs an operation. */
-  async run(operation: string, values: Record<string, string | number> = {}): Promise<Sample> {
-    const words = Object.entries(values).map(([name, value]) => `${name}=${value}`);
-    return JSON.parse(await this.#ask(`run ${operation} ${words.join(' ')}`)) as Sample;
+  async run(operation: string, values: Values = {}): Promise<Sample> {
+    return JSON.parse(await this.#ask(`run ${operation} ${words(values)}`)) as Sample;
+  }
+
+  /** Measures events of the host. Buffers stay lent afterwards: only `events host` may follow. */
+  async events(what: 'latency' | 'rate' | 'drain' | 'host', values: Values): Promise<Record<string, number>> {
+    return JSON.parse(await this.#ask(`events ${what} ${words(values)}`)) as Record<string, number>;
   }
 
   /** Makes the host forget a file's cached pages. */

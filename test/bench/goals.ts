@@ -2,6 +2,7 @@
 import type { DaemonName } from './daemons.js';
 import type { Body, Cell, LevelA, Row } from './levela.js';
 import type { GuestRow, LevelB } from './levelb.js';
+import type { LevelC } from './levelc.js';
 
 const PEERS: readonly DaemonName[] = ['rust', 'rust-never', 'c'];
 
@@ -110,6 +111,29 @@ export function guestGoals({ rows }: LevelB): Goal[] {
     ...(notify === undefined || auto.length === 0
       ? []
       : [atLeastNumber('warm git status with --cache=notify ≥ 3× as fast as virtiofsd with auto', Math.min(...auto) / notify, 3)]),
+  ];
+}
+
+/** Goals of level c. */
+export function eventGoals({ idle, rate, drain, hostWrites }: LevelC): Goal[] {
+  const [without, beside] = hostWrites;
+  return [
+    limit('host write to record in the ring: p50 ≤ 50 µs', idle.p50.median, 50, ' µs'),
+    {
+      goal: '≥ 100 000 events per second',
+      measured: `${Math.round(drain.perSecond.median).toLocaleString('en')} per second of a queue that is full`,
+      met: drain.perSecond.median >= 100_000,
+      missed: [],
+    },
+    {
+      goal: 'no event lost unsaid',
+      measured: `${rate.made - rate.received} of ${rate.made} missing, ${rate.overflows} overflows told`,
+      met: rate.made === rate.received || rate.overflows > 0,
+      missed: [],
+    },
+    ...(without && beside
+      ? [limit('host writers ≤ 1.2× when the file is not watched', beside.ns.median / without.ns.median, 1.2, '×')]
+      : []),
   ];
 }
 

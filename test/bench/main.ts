@@ -4,7 +4,8 @@ import { repository } from '../../qemu/guest/daemon.js';
 import { findDaemons } from './daemons.js';
 import { levelA } from './levela.js';
 import { levelB } from './levelb.js';
-import { describeMachine, goalTable, reportLevelA, reportLevelB } from './report.js';
+import { levelC } from './levelc.js';
+import { describeMachine, goalTable, reportLevelA, reportLevelB, reportLevelC } from './report.js';
 
 const variable = (name: string): string | undefined => process.env[name] || undefined;
 const say = (line: string): void => void process.stderr.write(`bench: ${line}\n`);
@@ -40,6 +41,10 @@ async function main(): Promise<void> {
       options,
     );
     console.log(goalTable(reportLevelB(results, machine, result, kinds)));
+  } else if (level === 'c') {
+    const ours = kinds.find(({ name }) => name === 'ours');
+    if (ours === undefined) throw new Error('level c is about ours');
+    console.log(goalTable(reportLevelC(results, { ...machine, daemons: machine.daemons.slice(0, 1) }, await levelC(ours, options))));
   } else {
     throw new Error(`there is no level ${level}: a, b or c`);
   }

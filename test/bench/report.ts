@@ -4,9 +4,10 @@ import os from 'node:os';
 import path from 'node:path';
 import { cacheFolder } from '../../qemu/guest.js';
 import type { DaemonKind, DaemonName } from './daemons.js';
-import { type Goal, goalsOf, guestGoals, guestRatio, ratiosOf } from './goals.js';
+import { eventGoals, type Goal, goalsOf, guestGoals, guestRatio, ratiosOf } from './goals.js';
 import type { Cell, LevelA, Row } from './levela.js';
 import type { LevelB } from './levelb.js';
+import type { LevelC } from './levelc.js';
 import { barChart } from './plot.js';
 import type { Spread } from './statistics.js';
 
@@ -128,6 +129,53 @@ Each run has a fresh daemon and a fresh guest; medians, ± half of the distance 
     ),
   ];
   write(folder, 'level-b.md', `${sections.join('\n\n')}\n`);
+  return goals;
+}
+
+/** Writes level-c.json and level-c.md. */
+export function reportLevelC(folder: string, machine: Machine, result: LevelC): Goal[] {
+  const goals = eventGoals(result);
+  write(folder, 'level-c.json', `${JSON.stringify({ machine, goals, ...result }, null, 1)}\n`);
+  const { idle, loaded, rate, drain, watches, hostWrites, inotifywait, notes } = result;
+  const percentiles = ({ p50, p99 }: LevelC['idle']): string[] => [spreadText(p50), spreadText(p99)];
+  const sections = [
+    '# Level c: events of the host',
+    machineText(machine),
+    'The front end of level a lends four buffers, writes on the host and takes the time until the record is in guest memory.',
+    '## Goals',
+    goalTable(goals),
+    '## From a write on the host to the record in guest memory',
+    table(
+      ['situation', 'p50 µs', 'p99 µs'],
+      [
+        ['idle', ...percentiles(idle)],
+        ['beside 16 GETATTRs at a time', ...percentiles(loaded)],
+        ...watches.map((row) => [`${row.watches.toLocaleString('en')} watches`, ...percentiles(row.latency)]),
+      ],
+    ),
+    ...(inotifywait
+      ? [
+          `In a guest, from the write to the line of inotifywait as we read it: p50 ${inotifywait.p50.toFixed(2)} ms, p99 ${inotifywait.p99.toFixed(2)} ms.`,
+        ]
+      : []),
+    '## How many',
+    `${spreadText(rate.perSecond)} events per second reached guest memory while a program of the host made and removed files; ${rate.received} of ${rate.made} came, ${rate.overflows} overflows were told. Of events that wait already the daemon delivers ${spreadText(drain.perSecond)} per second, at ${spreadText(drain.cpu)} ns of CPU each.`,
+    '## What watches cost',
+    table(
+      ['watches', 'set per second', 'bytes of the daemon each'],
+      watches.map((row) => [
+        row.watches.toLocaleString('en'),
+        Math.round(row.perSecond).toLocaleString('en'),
+        row.bytesPerWatch.toFixed(0),
+      ]),
+    ),
+    table(
+      ['a write of 8 bytes on the host', 'ns'],
+      hostWrites.map(({ situation, ns }) => [situation, spreadText(ns)]),
+    ),
+    ...(notes.length > 0 ? ['## Not measured', notes.map((note) => `* ${note}`).join('\n')] : []),
+  ];
+  write(folder, 'level-c.md', `${sections.join('\n\n')}\n`);
   return goals;
 }
 
