@@ -3,7 +3,7 @@ import assert from 'node:assert/strict';
 import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { bootGuest, type Daemon, type Guest, type GuestOptions, startDaemon } from '../../qemu/guest.js';
+import { bootGuest, type Daemon, type Guest, type GuestOptions, type Share, startDaemon } from '../../qemu/guest.js';
 
 export interface Setup {
   /** The shared directory on the host. */
@@ -19,12 +19,14 @@ export interface SetupOptions extends Partial<GuestOptions> {
   /** An existing directory instead of a fresh one. */
   share?: string;
   daemonOptions?: string[];
+  /** Further shares of the guest. */
+  moreShares?: Share[];
 }
 
 /** What a guest's kernel log must not have. */
 export const COMPLAINTS = /\bBUG\b|WARNING|Oops|possible recursive locking|circular locking|use-after-free|hung task|blocked for more than/;
 
-export async function setUp({ share, daemonOptions = [], ...options }: SetupOptions): Promise<Setup> {
+export async function setUp({ share, daemonOptions = [], moreShares = [], ...options }: SetupOptions): Promise<Setup> {
   const directory = share ?? mkdtempSync(join(tmpdir(), 'share-'));
   const daemon = await startDaemon({
     shareDir: directory,
@@ -33,7 +35,7 @@ export async function setUp({ share, daemonOptions = [], ...options }: SetupOpti
   });
   let guest: Guest;
   try {
-    guest = await bootGuest({ shares: [{ socket: daemon }], ...options });
+    guest = await bootGuest({ shares: [{ socket: daemon }, ...moreShares], ...options });
   } catch (error) {
     await daemon.stop();
     throw error;

@@ -1,0 +1,294 @@
+/** Events in real guests are those of a watcher on the host: inotify and fanotify, made by others, by the guest itself, by another guest. */
+import assert from 'node:assert/strict';
+import { execFileSync } from 'node:child_process';
+import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { basename, join } from 'node:path';
+import { after, before, describe, it, type TestContext } from 'node:test';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { type Daemon, type Guest, startDaemon } from '../../qemu/guest.js';
+import { buildFsnotify, PROGRAM, Watcher } from '../support/fsnotify.js';
+import { type Setup, setUp } from '../support/guests.js';
+import { type Change, Changer } from '../support/watch-changer.js';
+import { CHANGES } from '../support/watch-changes.js';
+
+const folder = mkdtempSync(join(tmpdir(), 'events-'));
+let program: string;
+before(() => {
+  program = buildFsnotify(folder);
+});
+after(() => rmSync(folder, { recursive: true, force: true }));
+
+/** Notification queue (UML), lent buffers (QEMU). */
+const MACHINES = [
+  ['uml', '6.12'],
+  ['uml', '7.2'],
+  ['qemu', 'debian'],
+] as const;
+
+/** A guest with the program, its share, and a second share without events at /ref: what happens there is local alone. */
+async function machine(kind: 'uml' | 'qemu', kernel: string, share?: string): Promise<Setup & { ref: Daemon }> {
+  const ref = await startDaemon({
+    shareDir: mkdtempSync(join(folder, 'ref-')),
+    options: ['--fsnotify=off'],
+    ...(kind === 'uml' ? { tag: 'ref' } : {}),
+  });
+  try {
+    const setup = await setUp({
+      kind,
+      kernel,
+      files: { [PROGRAM]: program },
+      moreShares: [{ socket: ref, tag: 'ref', mount: '/ref' }],
+      ...(share === undefined ? {} : { share }),
+    });
+    const end = setup.end;
+    return { ...setup, ref, end: () => end().finally(() => ref.stop()) };
+  } catch (error) {
+    await ref.stop();
+    throw error;
+  }
+}
+
+/** A new tree that {@link CHANGES} can be made in. */
+function makeTree(share: string): string {
+  const root = mkdtempSync(join(share, 't'));
+  for (const directory of ['w', 'w/s', 'o', 'sync']) mkdirSync(join(root, directory));
+  writeFileSync(join(root, 'w/f'), 'f');
+  writeFileSync(join(root, 'o/other'), 'o');
+  return root;
+}
+
+/** What the guest does itself, in a directory that it watches. */
+const OWN = [
+  'echo 1 > a',
+  'echo 2 >> a',
+  'cat a',
+  'chmod 600 a; touch a',
+  'ln a b; ln -s a c',
+  'mkdir d; mv a d/a; mv d/a e; mv e b',
+  'ls d',
+  'rm b c',
+  'rmdir d',
+];
+
+const WATCHED = ['w', 'w/f', 'w/s', 'sync'];
+
+/**
+ * Events of one process on one object that were not read yet are one event for fanotify, with the bits of all: what repeats is delivered
+ * at least once, in the place of the first.
+ */
+function assertSame(guest: readonly string[], host: readonly string[], what: string): void {
+  assert.deepEqual([...new Set(guest)], [...new Set(host)], what);
+  for (const line of new Set(guest)) {
+    const times = (lines: readonly string[]) => lines.filter((other) => other === line).length;
+    assert.ok(times(guest) <= times(host), `${what}: ${line} came ${times(guest)} times, on the host ${times(host)} times`);
+  }
+}
+
+/**
+ * What cannot be equal.
+ *  - DELETE_SELF and IGNORED: the end of an inode. On the host that is when the daemon lets go of it, in the guest when it is told of the
+ *    removal; the guest is tested on its own.
+ */
+const withoutEnd = (lines: readonly string[]) => lines.filter((line) => !/ (DELETE_SELF|IGNORED)$/.test(line));
+
+/**
+ *  - O_TMPFILE: the file has one name after the other, between which fanotify's merging does not tell.
+ */
+const unordered = (lines: readonly string[]) => [...new Set(lines)].sort();
+
+/**
+ * fanotify merges in the guest and on the host when it likes: one line a bit, each once. What a name stands for is known only of watched objects.
+ *  - FAN_RENAME with one half: the guest is told of the watched half alone, which is MOVED_FROM or MOVED_TO. A whole one
+ *    does not say what was renamed: the guest's kernel makes it of a dentry for the name alone.
+ *  - DELETE of a watched object does not say whose name it was: the guest's inode has ended before.
+ */
+const single = (lines: readonly string[]) =>
+  unordered(
+    lines.flatMap((line) => {
+      if (/ RENAME.* > - -|^- RENAME/.test(line)) return [];
+      const [, name, mask, rest] = /^(\S+) (\S+)(.*)$/.exec(line) as unknown as string[];
+      const isdir = mask?.includes(',ISDIR') ? ',ISDIR' : '';
+      const bits = (mask as string).split(',').filter((bit) => bit !== 'ISDIR');
+      return bits.map(
+        (bit) => `${name} ${bit}${isdir}${rest?.replace(bit === 'RENAME' || bit === 'DELETE' ? / child \S+$/ : / child other$/, '')}`,
+      );
+    }),
+  );
+
+const MMAP: Change & { mapped?: string } = { op: 'truncate', path: 'w/f', size: 4096, mapped: 'w/f' };
+
+/** Makes each change on the host, and a directory in `sync` after it: what comes before that, on the host and in the guest, is the change's. */
+async function* steps(
+  root: string,
+  watchers: Watcher[],
+  changes: readonly (Change & { mapped?: string })[],
+  prepare?: (change: Change) => Promise<void>,
+) {
+  const changer = new Changer(root);
+  let turn = 0;
+  try {
+    for (const change of changes) {
+      await prepare?.(change);
+      await changer.do(change);
+      if (change.mapped !== undefined) execFileSync(program, ['mmap', join(root, change.mapped)]);
+      const name = `${process.pid}.${turn++}.${root.length}.${Date.now()}`;
+      await changer.do({ op: 'mkdir', path: `sync/${name}` });
+      const lists: string[][] = [];
+      for (const watcher of watchers) {
+        const lines = await watcher.until(new RegExp(`^sync CREATE,ISDIR( ${name}|$)`));
+        lists.push(lines.slice(0, -1));
+      }
+      yield { change, lists };
+    }
+  } finally {
+    changer.close();
+  }
+}
+
+/** Before a change the guest looks up what it is about. */
+const look = (local: Watcher, root: string) => async (change: Change) => {
+  await local.command(`stat /mnt/${basename(root)}/${change.path}`);
+  if ('to' in change) await local.command(`stat /mnt/${basename(root)}/${change.to}`);
+};
+
+const watch = (root: string, names: readonly string[]) => names.map((name) => `${name}=${root}/${name}`);
+
+/** Watchers of the same directories, on the host and in the guest, that end with the test. */
+async function watchers(t: TestContext, root: string, guest: Guest, how: string, names: readonly string[]): Promise<[Watcher, Watcher]> {
+  const inGuest = join('/mnt', basename(root));
+  const host = Watcher.onHost(program, ...how.split(' '), ...watch(root, names));
+  t.after(() => host.close());
+  const local = Watcher.inGuest(guest, [PROGRAM, how, ...watch(inGuest, names)].join(' '));
+  t.after(() => local.close());
+  await Promise.all([host.ready(), local.ready()]);
+  return [host, local];
+}
+
+for (const [kind, kernel] of MACHINES) {
+  describe(`events of the host in a guest: ${kind} ${kernel}`, () => {
+    let setup: Setup;
+    let guest: Guest;
+    before(async () => {
+      setup = await machine(kind, kernel);
+      guest = setup.guest;
+    });
+    after(() => setup.end());
+
+    for (const known of [false, true]) {
+      it(`inotify, files that the guest ${known ? 'knows' : 'never looked up'}`, { timeout: 60_000 }, async (t) => {
+        const root = makeTree(setup.share);
+        const [host, local] = await watchers(t, root, guest, 'inotify', WATCHED);
+        const ends: string[] = [];
+        for await (const { change, lists } of steps(root, [host, local], [MMAP, ...CHANGES], known ? look(local, root) : undefined)) {
+          const [onHost, seen] = lists.map(withoutEnd) as [string[], string[]];
+          const what = JSON.stringify(change);
+          if (change.op === 'tmpfile') assert.deepEqual(unordered(seen), unordered(onHost), what);
+          else assertSame(seen, onHost, what);
+          ends.push(...(lists[1] as string[]).filter((line) => / (DELETE_SELF|IGNORED|DELETE,ISDIR s2|DELETE moved)/.test(line)));
+        }
+        // As a local watcher hears it: the object's end, then the name's. The guest learns it by the name, which it must know.
+        const inode = (name: string) => (known ? [`${name} DELETE_SELF`, `${name} IGNORED`] : []);
+        assert.deepEqual(ends, [...inode('w/s'), 'w DELETE,ISDIR s2', ...inode('w/f'), 'w DELETE moved']);
+      });
+    }
+
+    for (const report of ['fid', 'name', 'target']) {
+      it(`fanotify, reporting ${report}`, { timeout: 60_000 }, async (t) => {
+        const root = makeTree(setup.share);
+        const [host, local] = await watchers(t, root, guest, `fanotify ${report}`, WATCHED);
+        for await (const { change, lists } of steps(root, [host, local], CHANGES, look(local, root))) {
+          const [onHost, seen] = lists.map(single) as [string[], string[]];
+          assert.deepEqual(seen, onHost, JSON.stringify(change));
+        }
+      });
+    }
+
+    it('inotifywait', { timeout: 60_000 }, async (t) => {
+      const root = makeTree(setup.share);
+      const host = Watcher.onHost('inotifywait', '-m', '--format', '%e %f', join(root, 'w'));
+      t.after(() => host.close());
+      const local = Watcher.inGuest(guest, `inotifywait -m --format '%e %f' /mnt/${basename(root)}/w 2>&1`);
+      t.after(() => local.close());
+      await local.until('Watches established.');
+      // The one on the host says so to the terminal.
+      for (let turn = 0; host.lines.length === 0; turn++) {
+        mkdirSync(join(root, `w/first${turn}`));
+        await sleep(20);
+      }
+      execFileSync('sh', ['-c', 'echo 1 > a; mv a b; chmod 600 b; rm b; mkdir d; rmdir d; mkdir end'], { cwd: join(root, 'w') });
+      const [onHost, seen] = await Promise.all([host, local].map((watcher) => watcher.until('CREATE,ISDIR end')));
+      const some = (lines: readonly string[] = []) => lines.filter((line) => !line.includes('first'));
+      assertSame(some(seen), some(onHost), 'inotifywait');
+    });
+
+    it('what the guest does itself is heard once', { timeout: 60_000 }, async (t) => {
+      const root = mkdtempSync(join(setup.share, 't'));
+      const own = Watcher.inGuest(guest, `fsnotify inotify w=/mnt/${basename(root)}`);
+      const ref = Watcher.inGuest(guest, 'fsnotify inotify w=/ref');
+      t.after(() => own.close());
+      t.after(() => ref.close());
+      await Promise.all([own.ready(), ref.ready()]);
+      await ok(guest, `cd /ref; ${OWN.join('; ')}; mkdir end end2`);
+      await ok(guest, `cd /mnt/${basename(root)}; ${OWN.join('; ')}`);
+      // What the daemon did is echoed before this, or never; its RELEASE requests may come later.
+      mkdirSync(join(root, 'end'));
+      const seen = await own.until('w CREATE,ISDIR end');
+      await guest.run('ls /ref');
+      mkdirSync(join(root, 'end2'));
+      seen.push(...(await own.until('w CREATE,ISDIR end2')));
+      const expected = await ref.until('w CREATE,ISDIR end2');
+      assert.deepEqual(seen, expected);
+    });
+  });
+}
+
+describe('two guests on one share', () => {
+  it('each hears the other once, and itself once', { timeout: 120_000 }, async (t) => {
+    const share = mkdtempSync(join(folder, 'two-'));
+    for (const name of ['w', 'sync']) mkdirSync(join(share, name));
+    const [one, two] = await Promise.all([machine('uml', '6.12', share), machine('qemu', 'debian', share)]);
+    t.after(() => Promise.all([one.end(), two.end()]));
+    for (const [actor, other] of [
+      [one, two],
+      [two, one],
+    ] as const) {
+      const host = Watcher.onHost(program, 'inotify', ...watch(share, ['w', 'sync']));
+      const ref = Watcher.inGuest(actor.guest, `fsnotify inotify w=/ref`);
+      const seen = [actor, other].map(({ guest }) => Watcher.inGuest(guest, `fsnotify inotify ${watch('/mnt', ['w', 'sync']).join(' ')}`));
+      const all = [host, ref, ...seen];
+      const close = () => {
+        for (const watcher of all) watcher.close();
+      };
+      t.after(close);
+      await Promise.all(all.map((watcher) => watcher.ready()));
+      const lists: string[][] = all.map(() => []);
+      for (const [turn, command] of OWN.entries()) {
+        await ok(actor.guest, `cd /mnt/w; ${command}`);
+        await ok(actor.guest, `cd /ref; ${command}; mkdir turn${turn}`);
+        await closed(host);
+        const name = `${actor.guest.pid}.${turn}`;
+        mkdirSync(join(share, 'sync', name));
+        for (const [i, watcher] of all.entries()) {
+          const lines = await watcher.until(watcher === ref ? `w CREATE,ISDIR turn${turn}` : `sync CREATE,ISDIR ${name}`);
+          (lists[i] as string[]).push(...lines.slice(0, -1));
+        }
+      }
+      const [onHost, local, own, others] = lists as [string[], string[], string[], string[]];
+      assert.deepEqual(own, local, 'its own changes');
+      assertSame(others, onHost, 'of the other guest');
+      close();
+    }
+  });
+});
+
+/** Waits until every file that was opened on the host has been closed: a guest's last RELEASE may come late. */
+async function closed(host: Watcher): Promise<void> {
+  const count = (what: RegExp) => host.lines.filter((line) => what.test(line)).length;
+  while (count(/ OPEN\b/) !== count(/ CLOSE_/)) await sleep(2);
+}
+
+async function ok(guest: Guest, command: string): Promise<void> {
+  const { status, stderr } = await guest.run(command);
+  assert.equal(status, 0, `${command}: ${stderr}`);
+}
