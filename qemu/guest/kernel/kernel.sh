@@ -41,6 +41,7 @@ build_uml() { # SERIES VARIANT
 	result=$CACHE/uml/$version-$variant-$key/linux
 	[ ! -x "$result" ] || { echo "$result"; return; }
 
+	clean_cache
 	need_tools "${BUILD_TOOLS[@]}"
 	tree=$CACHE/tree/$version-$group
 	out=$CACHE/build/uml-$version-$group

@@ -28,6 +28,11 @@ lock() { # NAME
 	flock -n "$LOCK_FD" || { say "waiting for another build of $1"; flock "$LOCK_FD"; }
 }
 
+# What interrupted runs left behind.
+clean_cache() {
+	find "$CACHE" -maxdepth 1 -name 'tmp.*' -mmin +300 -exec rm -rf {} + 2>/dev/null || true
+}
+
 need_tools() { # COMMAND=PACKAGE...
 	local pair missing=()
 	for pair; do
@@ -229,6 +234,8 @@ sync_tree() { # PRISTINE TREE PATCH...
 	for file; do
 		patch -d "$tmp" -p1 -s -f <"$file" >&2 || die "$file does not apply to $pristine"
 	done
+	# Noted first: an interrupted run must not forget what it has changed.
+	cp "$tmp/.patched" "$tree/.patched"
 	while read -r file; do
 		if [ ! -e "$tmp/$file" ]; then
 			rm -f "$tree/$file"
@@ -237,7 +244,6 @@ sync_tree() { # PRISTINE TREE PATCH...
 			cp "$tmp/$file" "$tree/$file"
 		fi
 	done <"$tmp/.patched"
-	cp "$tmp/.patched" "$tree/.patched"
 	rm -rf "$tmp"
 }
 

@@ -66,6 +66,7 @@ if [ -d "$result" ]; then
 fi
 
 lock "modules-$release"
+clean_cache
 need_tools "${BUILD_TOOLS[@]}"
 [ ! -d "$result" ] || { print_result; exit; }
 
