@@ -241,7 +241,7 @@ export class FuseClient {
     if (options.timeout !== undefined) frontendOptions.timeout = options.timeout;
     const frontend = typeof to === 'string' ? VhostUserFrontend.connect(to, frontendOptions) : to;
     const driver = new MockDriver(frontend, {
-      queues: options.queues ?? 2,
+      queues: options.queues ?? 3, // hiprio, notifications (if offered) and requests
       memory: options.memory ?? new MockMemory([{ guestAddress: 0, size: 512 << 20 }]),
       ...(options.queueSize !== undefined && { queueSize: options.queueSize }),
       ...(options.order !== undefined && { order: options.order }),

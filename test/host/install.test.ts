@@ -1,0 +1,33 @@
+/** `make install` leaves a program that needs nothing of the clone. */
+import assert from 'node:assert/strict';
+import { execFileSync, spawnSync } from 'node:child_process';
+import { mkdtempSync, realpathSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { after, it } from 'node:test';
+import { repository, startDaemon } from '../../qemu/guest/daemon.js';
+import { FuseClient } from '../support/fuse-client.js';
+
+const prefix = realpathSync(mkdtempSync(join(tmpdir(), 'install-')));
+after(() => rmSync(prefix, { recursive: true, force: true }));
+
+it('make install PREFIX=…: the installed program serves a share', { timeout: 120_000 }, async () => {
+  execFileSync('make', ['-s', '-C', repository, 'install', `PREFIX=${prefix}`], { stdio: 'pipe' });
+  const program = join(prefix, 'bin/virtiofsd-ts');
+  assert.match(execFileSync(program, ['--version'], { encoding: 'utf8', cwd: '/' }), /^virtiofsd-ts \d+\.\d+\.\d+\n$/);
+  const share = mkdtempSync(join(prefix, 'share-'));
+  writeFileSync(join(share, 'file'), 'installed');
+  const daemon = await startDaemon({ shareDir: share, daemon: program });
+  const fuse = FuseClient.connect(daemon.socketPath);
+  try {
+    fuse.init();
+    const { nodeid } = fuse.lookup(1, 'file');
+    const { fh } = fuse.open(nodeid);
+    assert.equal(fuse.read(nodeid, fh, 0, 100).toString(), 'installed');
+  } finally {
+    fuse.close();
+    await daemon.stop();
+  }
+  const { stdout } = spawnSync('grep', ['-rl', '--', repository.replace(/\/$/, ''), prefix], { encoding: 'utf8' });
+  assert.equal(stdout, '', 'no path of the clone in what was installed');
+});
