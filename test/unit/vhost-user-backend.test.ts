@@ -243,6 +243,18 @@ describe('ring states', () => {
     assert.equal(echo(driver, queue(driver, 1), 'rebooted'), 'rebooted');
   });
 
+  it('a second SET_OWNER is another device on the same connection: nothing of the first is left', () => {
+    const s = session();
+    const driver = s.drive({ order: 'qemu' }).start();
+    echo(driver, queue(driver, 1), 'before');
+    driver.stop();
+    for (const q of driver.queues) q.reset();
+    driver.start();
+    assert.equal(s.device.events.filter((event) => event === 'reset').length, 1);
+    assert.equal(s.backend.memory.regionCount, driver.memory.regions.length);
+    assert.equal(echo(driver, queue(driver, 1), 'plugged in again'), 'plugged in again');
+  });
+
   it('what makes no ring is refused', () => {
     const s = session();
     const driver = s.drive();

@@ -134,6 +134,7 @@ export class VhostUserBackend {
   readonly #chain = new DescriptorChain();
   #requests: Connection | undefined; // the back-end channel
   #logFd = -1;
+  #owned = false;
 
   /**
    * @param fd connected Unix socket, non-blocking; owned by the session from now on
@@ -254,12 +255,16 @@ export class VhostUserBackend {
         this.ackedProtocol = message.payload;
         return undefined;
       case 'SET_OWNER':
+        // Again on the same connection: QEMU's device was unplugged and another is plugged in, with all its memory new to us.
+        if (this.#owned) {
+          this.#startOver();
+          this.memory.clearRegions();
+        }
+        this.#owned = true;
         return undefined;
       case 'RESET_OWNER': // deprecated; front ends used it for "stop everything"
       case 'RESET_DEVICE':
-        this.#stopAll();
-        for (const vring of this.#vrings) this.#forget(vring);
-        device.reset?.();
+        this.#startOver();
         return undefined;
       case 'GET_QUEUE_NUM':
         return BigInt(device.queueCount);
@@ -507,6 +512,12 @@ export class VhostUserBackend {
     vring.addresses = undefined;
     vring.enabled = false;
     vring.failed = false;
+  }
+
+  #startOver(): void {
+    this.#stopAll();
+    for (const vring of this.#vrings) this.#forget(vring);
+    this.#device.reset?.();
   }
 
   #stopAll(): void {
