@@ -46,6 +46,13 @@ export interface Share {
   mountOptions?: string;
   /** Request queues (QEMU; User Mode Linux asks the daemon). */
   queues?: number;
+  /** Further properties of QEMU's vhost-user-fs, such as `notification=on` of the patched one. */
+  properties?: string;
+  /**
+   * QEMU's device for any vhost-user back end (10.2 and newer) instead of vhost-user-fs: it lets all features and queues
+   * through and asks the daemon for the configuration space, so the tag must be the daemon's own.
+   */
+  generic?: boolean;
 }
 
 /** A kernel to boot. */
@@ -93,6 +100,8 @@ export interface GuestOptions {
   timeoutMs?: number;
   /** Called with each line of the guest's console. */
   onConsole?: (line: string) => void;
+  /** Called with each line that QEMU or User Mode Linux itself has to say. */
+  onMachine?: (line: string) => void;
 }
 
 /** What a command wrote and how it ended. */
@@ -148,6 +157,7 @@ export async function bootGuest(options: GuestOptions): Promise<Guest> {
     const machine = { folder, kernel, initrd, nonce, rootDaemon };
     const onLine = (line: string, stream: string): void => {
       if (stream === 'stdout') guest?.consoleLine(line);
+      else options.onMachine?.(line);
     };
     const start = options.kind === 'qemu' ? startQemu : startUml;
     guest = new Guest(options, start(options, machine, onLine), machine);
@@ -395,6 +405,16 @@ const property = (value: string): string => value.replaceAll(',', ',,');
 
 const socketOf = ({ socket }: Share): string => (typeof socket === 'string' ? socket : socket.socketPath);
 
+function fsDevice({ tag = 'myfs', queues, properties }: Share): string {
+  const device = `vhost-user-fs-pci,tag=${property(tag)},queue-size=1024`;
+  return device + (queues ? `,num-request-queues=${queues}` : '') + (properties ? `,${properties}` : '');
+}
+
+/** A virtio-fs device (26) with high priority, notification and request queues, and a configuration space of 44 bytes. */
+function genericDevice({ queues = 1 }: Share): string {
+  return `vhost-user-test-device-pci,virtio-id=26,num_vqs=${2 + queues},vq_size=1024,config_size=44`;
+}
+
 /** File descriptors 3 and 4 are the agent's channel and the monitor. */
 function startQemu(options: GuestOptions, machine: Machine, onLine: ChildOptions['onLine']): Child {
   const qemu = options.qemu ?? (process.env['QEMU'] || 'qemu-system-x86_64');
@@ -414,8 +434,7 @@ function startQemu(options: GuestOptions, machine: Machine, onLine: ChildOptions
       '-chardev',
       `socket,id=fs${index},path=${property(socketOf(share))}`,
       '-device',
-      `vhost-user-fs-pci,chardev=fs${index},tag=${property(share.tag ?? 'myfs')},queue-size=1024` +
-        (share.queues ? `,num-request-queues=${share.queues}` : ''),
+      `${share.generic ? genericDevice(share) : fsDevice(share)},chardev=fs${index}`,
     ]),
     options.extraQemuArgs ?? [],
   ].flat();
