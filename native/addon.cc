@@ -4,6 +4,7 @@
 
 static Napi::Object Init(Napi::Env env, Napi::Object exports) {
   Env *data = new Env();
+  data->env = env;
   // When the thread's environment ends: threads first, they may still write to guest memory.
   napi_add_env_cleanup_hook(
       env,
@@ -11,6 +12,8 @@ static Napi::Object Init(Napi::Env env, Napi::Object exports) {
         Env *e = static_cast<Env *>(p);
         if (e->pool) poolDestroy(e->pool);
         e->pool = nullptr;
+        for (Env::View &view : e->views) napi_delete_reference(e->env, view.ref);
+        e->views.clear();
       },
       data);
   // Buffers over the arena die with the environment, after the hooks; its memory goes last.

@@ -16,6 +16,7 @@ struct Pool;
 
 // What one JavaScript thread owns. Its address is every function's callback data: no look-up per call.
 struct Env {
+  napi_env env = nullptr;
   char *arena = nullptr;
   size_t arenaBytes = 0;
   bool inProcFd = false; // this thread's working directory is /proc/self/fd (see fsops.cc)
