@@ -88,7 +88,7 @@ tests_in = $(patsubst test/%.ts,build/js/test/%.js,$(wildcard $(addprefix test/,
 NODE_TEST = $(NODE) --no-warnings --test --test-reporter=spec
 
 .PHONY: test
-test: lint test-host test-guest
+test: lint test-host test-asan test-guest
 
 .PHONY: lint
 lint: node_modules/.package-lock.json
@@ -98,6 +98,29 @@ lint: node_modules/.package-lock.json
 test-host: all
 	$(call need,strace,strace,to count system calls)
 	$(NODE_TEST) $(call tests_in,unit native host)
+
+# --- the add-on under the address sanitizer ---
+
+ASAN_ADDON = build/asan/addon.node
+# Leaks of node itself are many: where test/native looks for those of the add-on, it turns the search on.
+ASAN_ENV = LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so)" VHOST_USER_TS_ADDON="$(CURDIR)/$(ASAN_ADDON)" \
+  ASAN_OPTIONS=detect_leaks=0:exitcode=99
+
+$(ASAN_ADDON): $(NATIVE) | $(ADDON)
+	@echo "node-gyp: the add-on with -fsanitize=address" >&2
+	@mkdir -p $(@D) && cp $(NATIVE) $(@D)
+	@npm run --silent build:asan >$(@D)/log 2>&1 || { cat $(@D)/log >&2; exit 1; }
+	@cp $(@D)/build/Release/addon.node $@
+
+# Everything that runs on the host, with that add-on; make test runs only test/native so.
+.PHONY: asan
+asan: test-asan
+	$(call need,strace,strace,to count system calls)
+	$(ASAN_ENV) $(NODE_TEST) $(call tests_in,host)
+
+.PHONY: test-asan
+test-asan: all $(ASAN_ADDON)
+	$(ASAN_ENV) $(NODE_TEST) $(call tests_in,native)
 
 # Guests share two cores: one test file at a time.
 .PHONY: test-guest
