@@ -1,6 +1,7 @@
 /** What every option does to the real daemon: seen by its guest, on the host, or in what it prints. */
 import assert from 'node:assert/strict';
 import { spawn, spawnSync } from 'node:child_process';
+import { once } from 'node:events';
 import * as fs from 'node:fs';
 import { constants, tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -517,6 +518,7 @@ describe('running', () => {
       text += part;
     });
     try {
+      await once(receiver.stdout, 'data');
       // A /dev of its own with nothing but what node needs, and our socket as /dev/log.
       const dev =
         'mount -t tmpfs none /dev && mknod -m 666 /dev/null c 1 3 && mknod -m 666 /dev/urandom c 1 9 && ln -s "$0" /dev/log && exec "$@"';

@@ -235,3 +235,5 @@ export function scrape(at: { socketPath: string } | { host: string; port: number
 export const root = process.geteuid?.() === 0;
 /** For tests that mount, change ids and the like. */
 export const needsRoot = { skip: root ? false : 'needs root' };
+/** Under the address sanitizer, what memory costs says nothing. */
+export const sanitized = process.env['ASAN_OPTIONS'] !== undefined;
