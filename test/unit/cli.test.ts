@@ -54,6 +54,8 @@ test('defaults', () => {
     killprivV2: false,
     translateUid: [],
     translateGid: [],
+    fsnotify: 'auto',
+    fsnotifyLimit: 131072,
     sandbox: 'none',
     seccomp: 'none',
     threadPoolSize: undefined,
@@ -120,6 +122,12 @@ const EFFECTS: readonly (readonly [argv: string, effect: Partial<Config>])[] = [
   ['--no-killpriv-v2 --killpriv-v2', { killprivV2: true }],
   ['--translate-uid map:0:1000:1 --translate-uid=guest:5:6:7', { translateUid: ['map:0:1000:1', 'guest:5:6:7'], translateGid: [] }],
   ['--translate-gid=squash-host:0:1:2 --posix-acl=never', { translateGid: ['squash-host:0:1:2'] }],
+  ['--fsnotify=auto', { fsnotify: 'auto' }],
+  ['--fsnotify fanotify', { fsnotify: 'fanotify' }],
+  ['--fsnotify=inotify', { fsnotify: 'inotify' }],
+  ['--fsnotify=off', { fsnotify: 'off' }],
+  ['--fsnotify-limit=10', { fsnotifyLimit: 10 }],
+  ['--cache=notify', { cache: 'notify', entryTimeout: 1, attrTimeout: 1, readdirplus: true }],
   ['--sandbox=none', { sandbox: 'none' }],
   ['--sandbox None', { sandbox: 'none' }],
   ['--seccomp=none', { seccomp: 'none' }],
@@ -223,8 +231,14 @@ const REFUSED: readonly (readonly [argv: readonly string[], line: string])[] = [
   [[...BASE, '--tag=ä23456789012345678901234567890123456'], '--tag has 37 bytes: it must have 1 to 36'],
   [[...BASE, '--num-request-queues=0'], '--num-request-queues=0 is no number from 1 to 1023'],
   [[...BASE, '--inode-file-handles=Never'], '--inode-file-handles=Never is not known: give one of never, prefer, mandatory'],
-  [[...BASE, '--cache=none'], '--cache=none is not known: give one of auto, always, never, metadata'],
-  [[...BASE, '--cache='], '--cache= is not known: give one of auto, always, never, metadata'],
+  [[...BASE, '--cache=none'], '--cache=none is not known: give one of auto, always, never, metadata, notify'],
+  [[...BASE, '--cache='], '--cache= is not known: give one of auto, always, never, metadata, notify'],
+  [[...BASE, '--cache=notify', '--fsnotify=off'], '--cache=notify needs to know of changes: leave out --fsnotify=off'],
+  [[...BASE, '--fsnotify=on'], '--fsnotify=on is not known: give one of auto, fanotify, inotify, off'],
+  [[...BASE, '--fsnotify-limit=0'], '--fsnotify-limit=0 is no number from 1 to 16777216'],
+  [[...BASE, '--xattrmap=bad'], "--xattrmap: rule 1: 'bad' has not 4 fields that each end in 'b'"],
+  [[...BASE, '--translate-uid=map:1:2'], '--translate-uid: map:1:2: map takes 3 numbers, not 2'],
+  [[...BASE, '--translate-gid=guest:0:0:x'], "--translate-gid: guest:0:0:x: 'x' is not a number below 2^32"],
   [[...BASE, '--posix-acl='], '--posix-acl= is not known: give one of never, auto, always'],
   [[...BASE, '--security-label=on'], '--security-label=on is not known: give one of never, auto, always'],
   [
@@ -336,7 +350,7 @@ for (const [text, line] of [
   ['flock', '-o flock is not available yet: leave it out, or use no_flock'],
   ['sandbox=chroot', '--sandbox=chroot is not available yet: use --sandbox=none'],
   ['modcaps=+sys_admin', '--modcaps=+sys_admin is not available yet: leave it out'],
-  ['cache=sometimes', '--cache=sometimes is not known: give one of auto, always, never, metadata'],
+  ['cache=sometimes', '--cache=sometimes is not known: give one of auto, always, never, metadata, notify'],
   ['timeout=1', '-o timeout=1 is not known: use the separate options, see --help'],
   ['debug', '-o debug is not known: use the separate options, see --help'],
   ['__proto__', '-o __proto__ is not known: use the separate options, see --help'],
@@ -353,7 +367,7 @@ test('--help, --version and --print-capabilities need nothing else', () => {
   for (const word of ['--help', '-h']) assert.deepEqual(parse([word, '--nope']), { action: 'help' });
   for (const word of ['--version', '-V']) assert.deepEqual(parse([word]), { action: 'version' });
   assert.deepEqual(parse(['--print-capabilities']), { action: 'print-capabilities' });
-  assert.equal(refusal('--print-capabilities', '--cache=x'), '--cache=x is not known: give one of auto, always, never, metadata');
+  assert.equal(refusal('--print-capabilities', '--cache=x'), '--cache=x is not known: give one of auto, always, never, metadata, notify');
 });
 
 test('--help has every option with its default and choices, and fits its width', async () => {
