@@ -64,23 +64,29 @@ build_uml() { # SERIES VARIANT
 	echo "$result"
 }
 
-what=${1:-} series=${2:-} variant=fsnotify
-[ -n "$what" ] && [ -n "$series" ] || usage
-shift 2
-while [ $# -gt 0 ]; do
-	case $1 in
-	--variant) variant=${2:-}; shift ;;
-	--variant=*) variant=${1#*=} ;;
-	--update) UPDATE=1 ;;
+main() {
+	local what=${1:-} series=${2:-} variant=fsnotify
+	[ -n "$what" ] && [ -n "$series" ] || usage
+	shift 2
+	while [ $# -gt 0 ]; do
+		case $1 in
+		--variant) variant=${2:-}; shift ;;
+		--variant=*) variant=${1#*=} ;;
+		--update) UPDATE=1 ;;
+		*) usage ;;
+		esac
+		shift
+	done
+	case $variant in plain | fsnotify | core | debug) ;; *) usage ;; esac
+	series_release "$series" >/dev/null
+
+	case $what in
+	uml) build_uml "$series" "$variant" ;;
+	source) mkdir -p "$CACHE"; lock "source-$series"; kernel_source "$series" ;;
 	*) usage ;;
 	esac
-	shift
-done
-case $variant in plain | fsnotify | core | debug) ;; *) usage ;; esac
-series_release "$series" >/dev/null
+}
 
-case $what in
-uml) build_uml "$series" "$variant" ;;
-source) mkdir -p "$CACHE"; lock "source-$series"; kernel_source "$series" ;;
-*) usage ;;
-esac
+# A script that is changed while it runs goes on as it was.
+main "$@"
+exit

@@ -5,6 +5,8 @@
 # shellcheck source=lib.sh
 . "$(dirname "$0")/lib.sh"
 
+# In braces: a script that is changed while it runs goes on as it was.
+{
 usage() {
 	cat >&2 <<-USAGE
 	usage: modules.sh SERIES [RELEASE] [--update]
@@ -115,3 +117,5 @@ for module in "${modules[@]}"; do
 done
 publish "$tmp" "$result"
 print_result
+exit
+}
