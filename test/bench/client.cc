@@ -8,7 +8,8 @@
 // It takes commands on stdin, one a line, and answers each with a line of JSON:
 //
 //   run OP [depth=1] [ms=200 | count=N] [warm=ms] [wait=1] [OP's own arguments]
-//   drop FILE          forgets the host's cached pages of a file below share
+//   drop FILE          makes the host forget the cached pages of a file below share
+//   warm FILE          reads it on the host, so that all its pages are cached
 //   events latency dir=D count=N [depth=0]      from a host's write to the record in guest memory, beside so many GETATTRs
 //   events rate dir=D ms=200                    a host that makes events as fast as it can: how many reach the guest
 //   events drain dir=D count=N                  so many events made while the daemon is stopped: how fast it delivers them
@@ -1449,6 +1450,15 @@ void drop(const string &path) {
   printf("{}\n");
 }
 
+void warm(const string &path) {
+  int fd = must(open(path.c_str(), O_RDONLY | O_CLOEXEC), path.c_str());
+  std::vector<char> buffer(1 << 20);
+  while (read(fd, buffer.data(), buffer.size()) > 0) {
+  }
+  close(fd);
+  printf("{}\n");
+}
+
 void onAlarm(int) {
   static const char text[] = "bench client: no answer from the daemon\n";
   (void)!write(2, text, sizeof text - 1);
@@ -1482,6 +1492,7 @@ int frontEnd(const char *path, const Arguments &arguments) {
     else if (words[0] == "events" && words[1] == "drain") eventDrain(session, Arguments(words));
     else if (words[0] == "events" && words[1] == "host") hostWrites(session, Arguments(words));
     else if (words[0] == "drop") drop(session.share + "/" + words[1]);
+    else if (words[0] == "warm") warm(session.share + "/" + words[1]);
     else die("what is \"%s\"?", line);
     fflush(stdout);
   }

@@ -92,6 +92,11 @@ export class Client {
     await this.#ask(`drop ${file}`);
   }
 
+  /** Makes the host cache all of a file. */
+  async warm(file: string): Promise<void> {
+    await this.#ask(`warm ${file}`);
+  }
+
   async close(): Promise<void> {
     this.#child.process.stdin?.end();
     await this.#child.exited;

@@ -36,7 +36,8 @@ interface Latency {
 
 /** Below what fanotify queues (fs.fanotify.max_queued_events). */
 const BURST = 10_000;
-const DIRECTORY = { dir: 'names-1k' };
+/** Empty files: level a minds what is in the others. */
+const DIRECTORY = { dir: 'list-1k' };
 
 export async function levelC(ours: DaemonKind, options: Options): Promise<LevelC> {
   const share = makeShare(options.quick).root;
@@ -102,7 +103,7 @@ export async function levelC(ours: DaemonKind, options: Options): Promise<LevelC
 
   const watches: LevelC['watches'] = [];
   for (const number of options.quick ? [1, 1000] : [1, 1000, 100_000]) {
-    const dir = number > 1000 ? 'list-100k' : 'names-1k';
+    const dir = number > 1000 ? 'list-100k' : 'list-1k';
     watches.push(
       await session(async (client, daemon) => {
         await client.run('learn', { dir, names: number, depth: 16 });
@@ -155,7 +156,7 @@ async function measureHostWrites(ours: DaemonKind, share: string, rounds: number
     await session(async (watching) => {
       await watching.run('watch', { ...DIRECTORY, names: 1000, depth: 16 });
       add('to a file that is not watched, 1 000 others are', await write(watching, 'write'));
-      add('to a watched file', await write(watching, 'names-1k/f0000001'));
+      add('to a watched file', await write(watching, 'list-1k/f0000001'));
     });
   }
   return [...samples].map(([situation, values]) => ({ situation, ns: spreadOf(values) }));
@@ -170,9 +171,9 @@ async function measureGuest(ours: DaemonKind, share: string, options: Options): 
     shares: [{ socket: daemon.socketPath }],
   });
   try {
-    const watcher = guest.spawn('inotifywait -m -e modify /mnt/names-1k');
+    const watcher = guest.spawn('inotifywait -m -e modify /mnt/list-1k');
     await watcher.waitForLine('Watches established');
-    const fd = openSync(path.join(share, 'names-1k/f0000002'), 'r+');
+    const fd = openSync(path.join(share, 'list-1k/f0000002'), 'r+');
     const times: number[] = [];
     for (let i = 0; i < (options.quick ? 30 : 200); i++) {
       const line = new Promise<void>((resolve) => watcher.once('line', () => resolve()));
