@@ -31,7 +31,7 @@ export class ListeningSocket {
     }
     this.#path = resolve(on.path); // the working directory changes (see xattrs in native/fsops.cc)
     this.fd = bind(on.path, on.group);
-    this.#inode = lstatSync(on.path).ino;
+    this.#inode = lstatSync(on.path, { throwIfNoEntry: false })?.ino ?? 0;
   }
 
   /** The next client, or -errno (-EAGAIN when none waits). */
@@ -45,7 +45,8 @@ export class ListeningSocket {
     this.#closed = true;
     native.close(this.fd);
     if (this.#path === undefined) return;
-    if (lstatSync(this.#path, { throwIfNoEntry: false })?.ino === this.#inode) rmSync(this.#path, { force: true });
+    const there = lstatSync(this.#path, { throwIfNoEntry: false });
+    if (there?.isSocket() && there.ino === this.#inode) rmSync(this.#path, { force: true });
   }
 }
 

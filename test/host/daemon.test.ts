@@ -130,6 +130,7 @@ describe('the socket', () => {
       assert.ok(!fs.existsSync(daemon.socket));
     }
     await using daemon = await TestDaemon.start();
+    await daemon.until(() => daemon.log.includes('sharing'));
     fs.unlinkSync(daemon.socket);
     fs.writeFileSync(daemon.socket, 'mine');
     await daemon.stop();
