@@ -34,3 +34,8 @@ run: run-needs
 .PHONY: test-notification-queue
 test-notification-queue: run-needs
 	@$(NODE) build/js/qemu/notification-queue.js
+
+# The domains of libvirt/*.xml in Debian 12's libvirt, apart from the machine's own. Needs root.
+.PHONY: test-libvirt
+test-libvirt: run-needs
+	@$(NODE) build/js/qemu/libvirt.js

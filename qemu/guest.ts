@@ -124,26 +124,7 @@ export async function bootGuest(options: GuestOptions): Promise<Guest> {
   let rootDaemon: Daemon | undefined;
   let guest: Guest | undefined;
   try {
-    const supplies = setUp(options.kind);
-    const kernel = findKernel(options, supplies);
-    const initrd = path.join(folder, 'initrd');
-    writeFileSync(
-      initrd,
-      buildInitrd({
-        sources: path.join(repository, 'qemu/guest'),
-        cache: path.join(cacheFolder, 'guest'),
-        busybox: supplies['busybox'] as string,
-        modulesDir: kernel.modulesDir,
-        modules: [
-          ...(options.kind === 'qemu' ? ['virtio_pci', 'virtio_console'] : []),
-          'fuse',
-          'virtiofs',
-          ...(kernel.modules ?? []),
-          ...(options.modules ?? []),
-        ],
-        files: options.files,
-      }),
-    );
+    const { kernel, initrd } = prepareBoot(options, folder);
     if (options.hostRoot && options.kind === 'qemu') {
       rootDaemon = await startDaemon({
         shareDir: '/',
@@ -169,6 +150,31 @@ export async function bootGuest(options: GuestOptions): Promise<Guest> {
     rmSync(folder, { recursive: true, force: true });
     throw error;
   }
+}
+
+/** What a guest boots: its kernel, and a RAM disk made in `folder`. */
+export function prepareBoot(options: GuestOptions, folder: string): { kernel: Kernel; initrd: string } {
+  const supplies = setUp(options.kind);
+  const kernel = findKernel(options, supplies);
+  const initrd = path.join(folder, 'initrd');
+  writeFileSync(
+    initrd,
+    buildInitrd({
+      sources: path.join(repository, 'qemu/guest'),
+      cache: path.join(cacheFolder, 'guest'),
+      busybox: supplies['busybox'] as string,
+      modulesDir: kernel.modulesDir,
+      modules: [
+        ...(options.kind === 'qemu' ? ['virtio_pci', 'virtio_console'] : []),
+        'fuse',
+        'virtiofs',
+        ...(kernel.modules ?? []),
+        ...(options.modules ?? []),
+      ],
+      files: options.files,
+    }),
+  );
+  return { kernel, initrd };
 }
 
 interface Machine {

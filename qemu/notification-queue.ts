@@ -11,7 +11,7 @@ import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { createInterface } from 'node:readline';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { repository } from './guest/daemon.js';
+import { check, conclude, script } from './checks.js';
 import { bootGuest, type Command, type Guest, type Share, startDaemon } from './guest.js';
 
 const TAG = 'myfs';
@@ -63,18 +63,6 @@ const machines: Record<string, Machine> = {
     warning: 'does not offer the notification queue',
   },
 };
-
-/** Runs one of our scripts; returns the line that it prints. */
-function script(name: string): string {
-  return execFileSync(path.join(repository, 'qemu', name), { encoding: 'utf8', stdio: ['ignore', 'pipe', 'inherit'] }).trim();
-}
-
-let failures = 0;
-
-function check(what: string, good: boolean, seen: string): void {
-  if (!good) failures++;
-  console.log(`  ${good ? 'ok  ' : 'FAIL'} ${what}: ${seen}`);
-}
 
 async function run({ what, qemu, share, options = [], stockGuest = false, carrier, warning }: Machine): Promise<void> {
   const program = qemu();
@@ -249,5 +237,4 @@ for (const [name, machine] of Object.entries(machines)) {
     check(name, false, (error as Error).message);
   }
 }
-console.log(failures ? `${failures} failed` : 'all as it must be');
-process.exitCode = failures ? 1 : 0;
+conclude();
