@@ -8,7 +8,7 @@
 import { readFileSync } from 'node:fs';
 import { constants } from 'node:os';
 import { VhostUserBackend, WaitLoop } from 'vhost-user-ts';
-import { cString, native } from 'vhost-user-ts/native';
+import { native } from 'vhost-user-ts/native';
 import type { Config } from './config.js';
 import { VirtioFsDevice } from './device.js';
 import { ROOT_SLOT } from './fs/inodes.js';
@@ -16,13 +16,14 @@ import { openPassthrough, type PassthroughFs } from './fs/passthrough.js';
 import { Opcode } from './fuse/abi.js';
 import { OPCODES, operationOf } from './fuse/opcodes.js';
 import { describe, FuseServer, type RequestMetrics, type ServerHooks } from './fuse/server.js';
-import { ListeningSocket } from './listen.js';
-import { log, syslogSink } from './log.js';
+import type { ListeningSocket } from './listen.js';
+import { log } from './log.js';
 import { HotMetrics, Slot } from './metrics/hot.js';
 import { type FeedEnd, MetricsServer } from './metrics/server.js';
-import { PROGRAM, VERSION } from './options.js';
+import { VERSION } from './options.js';
 import { EventCarriers } from './queue/carriers.js';
 import { Offload } from './queue/offload.js';
+import type { Started } from './start.js';
 import { StartError } from './starterror.js';
 import { withEchoes } from './watch/echofs.js';
 import { EventFeed } from './watch/feed.js';
@@ -30,7 +31,6 @@ import { Fsnotify } from './watch/fsnotify.js';
 import { ShareNodes } from './watch/sharenodes.js';
 
 const { EAGAIN } = constants.errno;
-const { SIGHUP, SIGINT, SIGTERM, SIGUSR1 } = constants.signals;
 /** virtiofsd's limit of open files, unless the kernel's own is lower. */
 const DEFAULT_OPEN_FILES = 1_000_000;
 /** Threads for calls that would block, unless --thread-pool-size says otherwise. They start only when they are needed. */
@@ -56,17 +56,15 @@ export class Daemon {
   #trace = (): void => {};
 
   /** Makes everything ready to serve. @throws StartError for what the user can put right */
-  constructor(config: Config) {
+  constructor(config: Config, { socket, end, level }: Started) {
     this.#config = config;
-    this.#openLog();
-    for (const signal of [SIGTERM, SIGINT, SIGHUP]) this.#onSignal(signal, () => this.#stop('signal'));
-    this.#onSignal(SIGUSR1, () => {
+    this.#socket = socket;
+    this.#loop.add(end, true, () => this.#stop('signal'));
+    this.#loop.add(level, true, () => {
+      native.eventfdRead(level);
       log.cycleLevel();
       this.#trace();
     });
-    // Then the socket: whoever starts us waits for it (and the first line that is logged costs 15 ms).
-    this.#socket = new ListeningSocket(config.listenOn);
-    process.once('exit', () => this.#socket.close()); // also when the rest of the start fails
     for (const warning of config.warnings) log.warn(warning);
     setOpenFilesLimit(config.rlimitNofile);
     native.umask(0); // modes come from the guest as they are to be
@@ -213,23 +211,6 @@ export class Daemon {
         '--cache=notify: not every directory can be watched: from now on the guest caches as with --cache=auto (see --fsnotify-limit)',
       );
     };
-  }
-
-  #openLog(): void {
-    const { logLevel, syslog } = this.#config;
-    if (!syslog) {
-      log.configure({ level: logLevel });
-      return;
-    }
-    const sink = syslogSink(PROGRAM, () => native.unixDatagram(cString('/dev/log')));
-    if (typeof sink === 'number') throw new StartError('--syslog: no system log listens at /dev/log: start one or leave the option out');
-    log.configure({ level: logLevel, format: 'bare', sink });
-  }
-
-  #onSignal(signal: number, handler: () => void): void {
-    const fd = native.eventfd(0);
-    this.#loop.add(fd, true, handler);
-    native.signalToEventfd(signal, fd);
   }
 
   #accept(): void {

@@ -11,8 +11,10 @@ try {
     process.exitCode = await events(argv.slice(1));
   } else {
     const config = await commandLine(argv);
+    const { start } = await import('./start.js');
+    const started = start(config);
     const { Daemon } = await import('./daemon.js');
-    process.exitCode = new Daemon(config).run();
+    process.exitCode = new Daemon(config, started).run();
   }
 } catch (error) {
   if (error instanceof UsageError) usageExit(error);
