@@ -30,6 +30,8 @@ async function main(): Promise<void> {
     say,
   };
 
+  if (machine.loadAtStart > machine.processors / 2)
+    say(`the machine is busy (load ${machine.loadAtStart.toFixed(1)}): the numbers will be noisy`);
   const started = Date.now();
   if (level === 'a') {
     const [nothing] = findDaemons(['nothing']);

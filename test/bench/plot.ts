@@ -9,21 +9,23 @@ export interface Bars {
   groups: { label: string; values: (number | undefined)[] }[];
   /** A line to compare with. */
   mark?: number;
+  /** Longer bars end here; their number tells how long they are. */
+  limit?: number;
 }
 
 const WIDTH = 900;
-const LEFT = 250;
+const LEFT = 290;
 const RIGHT = 60;
 const BAR = 9;
 const GAP = 10;
 const COLOURS = ['#c2410c', '#1d4ed8', '#60a5fa', '#64748b', '#a3a3a3'];
 
 /** Horizontal bars in groups, from zero. */
-export function barChart({ title, unit, series, groups, mark }: Bars): string {
+export function barChart({ title, unit, series, groups, mark, limit = Number.POSITIVE_INFINITY }: Bars): string {
   const top = 64;
   const groupHeight = series.length * BAR + GAP;
   const bottom = top + groups.length * groupHeight;
-  const most = Math.max(...groups.flatMap(({ values }) => values.map((value) => value ?? 0)), mark ?? 0);
+  const most = Math.min(limit, Math.max(...groups.flatMap(({ values }) => values.map((value) => value ?? 0)), mark ?? 0));
   const step = niceStep(most);
   const scale = (WIDTH - LEFT - RIGHT) / (Math.ceil(most / step) * step || 1);
   const parts = [text(12, 24, title, 'font-size="15" font-weight="600"')];
@@ -41,8 +43,9 @@ export function barChart({ title, unit, series, groups, mark }: Bars): string {
     values.forEach((value, i) => {
       if (value === undefined) return;
       const at = y + i * BAR;
-      parts.push(rect(LEFT, at, Math.max(1, value * scale), BAR - 1, COLOURS[i]));
-      parts.push(text(LEFT + value * scale + 4, at + BAR - 2, number(value), 'font-size="8" fill="#6b7280"'));
+      const length = Math.min(value, limit) * scale;
+      parts.push(rect(LEFT, at, Math.max(1, length), BAR - 1, COLOURS[i]));
+      parts.push(text(LEFT + length + 4, at + BAR - 2, number(value), 'font-size="8" fill="#6b7280"'));
     });
   });
   if (mark !== undefined) parts.push(line(LEFT + mark * scale, top, bottom, '#111827'));

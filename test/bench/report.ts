@@ -104,7 +104,14 @@ export function reportLevelB(folder: string, machine: Machine, result: LevelB, k
   write(
     folder,
     'level-b-speed.svg',
-    barChart({ title, unit: 'relative to the best peer (1); more is better', series: measured.map(({ label }) => label), groups, mark: 1 }),
+    barChart({
+      title,
+      unit: 'relative to the best peer (1); more is better',
+      series: measured.map(({ label }) => label),
+      groups,
+      mark: 1,
+      limit: 5,
+    }),
   );
   const sections = [
     '# Level b: programs in a guest',
@@ -304,7 +311,7 @@ function plots(rows: Row[], kinds: readonly DaemonKind[]): { file: string; title
     }));
     return groups.length === 0
       ? []
-      : [{ file, title, svg: barChart({ title, unit, series: kinds.map(({ label }) => label), groups, mark: 1 }) }];
+      : [{ file, title, svg: barChart({ title, unit, series: kinds.map(({ label }) => label), groups, mark: 1, limit: 5 }) }];
   };
   const best = (row: Row, of: (cell: Cell) => number, choose: (...values: number[]) => number): number => {
     const peers = Object.entries(row.cells).filter(([name]) => name !== 'ours');
