@@ -27,7 +27,7 @@ const FIO = [
 ];
 
 const STRESSORS =
-  'hdd,dir,dirdeep,dentry,rename,link,symlink,filename,flock,lockofd,utime,xattr,fallocate,fiemap,seek,copy-file,sync-file,dirmany,chmod,chown,touch,open,getdent,iomix,acl';
+  'hdd,dir,dirdeep,dentry,rename,link,symlink,filename,flock,lockofd,utime,xattr,fallocate,fiemap,seek,copy-file,sync-file,dirmany,chmod,chown,touch,open,getdent,iomix,aio,fstat,fpunch,mknod,lockf,readahead,sendfile';
 
 describe('load in a guest', () => {
   for (const [name, daemonOptions] of [
