@@ -1374,6 +1374,32 @@ static void test_lifecycle(void)
 	check(true, "remounts");
 }
 
+/* With the core patches masks are followed at once, and dnotify is noticed */
+static void test_core(void)
+{
+	int fd = inotify(), first;
+
+	int wd = inotify_add_watch(fd, MNT "/d", IN_CREATE);
+	check(await_mask(2, IN_CREATE | IN_ISDIR | EV_ON_CHILD, 0, 4000) >= 0, "narrowed");
+	msleep(500);
+	first = requests();
+	inotify_rm_watch(fd, wd);
+	long ms = await_mask(2, 0, first, 3000);
+	check(ms >= 0 && ms < 300, "the end of a watch took %ld ms", ms);
+	close(fd);
+
+	int dir = open(MNT "/e", O_RDONLY | O_DIRECTORY);
+	signal(SIGIO, SIG_IGN);
+	check(!fcntl(dir, F_NOTIFY, DN_CREATE | DN_MULTISHOT), "dnotify: %s", strerror(errno));
+	/* A file that is moved here is a new one, too */
+	ms = await_mask(5, IN_CREATE | IN_MOVED_TO | IN_ISDIR | EV_ON_CHILD, 0, 3000);
+	check(ms >= 0 && ms < 300, "dnotify's watch took %ld ms", ms);
+	first = requests();
+	close(dir);
+	ms = await_mask(5, 0, first, 4000);
+	check(ms >= 0, "dnotify's watch ends");
+}
+
 /* Nothing is done once a second when nothing is watched any more */
 static void test_idle(void)
 {
@@ -1447,6 +1473,8 @@ int main(void)
 	start(true);
 	section("lifecycle", test_lifecycle, false);
 	section("idle", test_idle, true);
+	if (!strcmp(getenv("variant") ?: "", "core"))
+		section("core", test_core, true);
 	section("parameter", test_parameter, false);
 	return guest_end();
 }

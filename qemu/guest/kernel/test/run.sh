@@ -36,7 +36,7 @@ boot() { # SERIES VARIANT TEST ARGUMENT...
 	[ "$series" != 7.2 ] || set -- "$@" seccomp=auto
 	[ "$variant" != debug ] || { memory=1024M limit=900; set -- "$@" kasan_multi_shot; }
 	{
-		HOME=$work timeout -k 5 "$limit" "$linux" "mem=$memory" "$@" initrd="$initrd" rdinit=/init \
+		HOME=$work timeout -k 5 "$limit" "$linux" "mem=$memory" "variant=$variant" "$@" initrd="$initrd" rdinit=/init \
 			con=null con0=fd:0,fd:1 quiet panic=-1 </dev/null || true
 	} | tr -d '\r' | tee "$work/log" | sed -u 's/^/  /'
 	line=$(grep -E '^[0-9]+ passed, [0-9]+ failed$' "$work/log" | tail -n1 || true)
