@@ -44,7 +44,7 @@ test('large writes, fsync, fallocate, copies and syncfs are jobs', () => {
   t.fs.opendir(1, 0);
   assert.equal(run(t.fs.fsyncdir(1, t.fh, true)), 0);
   t.open(nodeid, 0);
-  assert.equal(run(t.write(nodeid, t.fh, 0, Buffer.alloc(100000))), EBADF, 'errors come with the job');
+  assert.equal(run(t.write(nodeid, t.fh, 0, Buffer.alloc(200_000))), EBADF, 'errors come with the job');
   offload.stop();
   t.close();
 });

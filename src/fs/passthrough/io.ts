@@ -31,7 +31,7 @@ import type { Share } from './share.js';
 import { clearCapabilities } from './xattr.js';
 
 /** Writes up to this size are made in place: copying them takes about as long as handing them over. */
-const INLINE_WRITE = 64 << 10;
+const INLINE_WRITE = 128 << 10;
 /** preadv2 takes no more iovecs at once (IOV_MAX). */
 const IOV_MAX = 1024;
 /** Most that one copy_file_range moves: its result must stay below PENDING. */
