@@ -80,7 +80,8 @@ const WATCHED = ['w', 'w/f', 'w/s', 'sync'];
 function assertSame(guest: readonly string[], host: readonly string[], what: string): void {
   assert.deepEqual([...new Set(guest)], [...new Set(host)], what);
   for (const line of new Set(guest)) {
-    const times = (lines: readonly string[]) => lines.filter((other) => other === line).length;
+    // inotify makes one of equal neighbours that were not read yet: how many there are depends on who reads how fast.
+    const times = (lines: readonly string[]) => lines.filter((other, i) => other === line && lines[i - 1] !== other).length;
     assert.ok(times(guest) <= times(host), `${what}: ${line} came ${times(guest)} times, on the host ${times(host)} times`);
   }
 }
