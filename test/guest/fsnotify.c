@@ -543,9 +543,9 @@ static int storm(int argc, char **argv)
 
 /* ------------------------------------------------------------- follow */
 
-static uint64_t hash_file(const char *path, off_t *size)
+static uint32_t hash_file(const char *path, off_t *size)
 {
-	uint64_t hash = 0xcbf29ce484222325u;
+	uint32_t hash = 0x811c9dc5;
 	int fd = open(path, O_RDONLY);
 	ssize_t n;
 
@@ -554,7 +554,7 @@ static uint64_t hash_file(const char *path, off_t *size)
 		return 0;
 	while ((n = read(fd, buffer, sizeof(buffer))) > 0) {
 		for (ssize_t i = 0; i < n; i++)
-			hash = (hash ^ (unsigned char)buffer[i]) * 0x100000001b3u;
+			hash = (hash ^ (unsigned char)buffer[i]) * 0x01000193;
 		*size += n;
 	}
 	close(fd);
@@ -599,14 +599,14 @@ static void look(const char *dir, int dirs)
 			hash_file(path, &size);
 		}
 		closedir(open);
-		usleep(500);
+		usleep(4000);
 	}
 }
 
 /*
  * Watches the directories 0, 1... below DIR, and at each event looks at once at what it names:
  *   N MASK name errno size mtime mode nlink bytes hash listed
- * where N is the directory, errno that of lstat(2), mtime in nanoseconds, bytes and hash of what can be read (FNV-1a), and listed how
+ * where N is the directory, errno that of lstat(2), mtime in nanoseconds, bytes and hash of what can be read (FNV-1a, 32 bits), and listed how
  * often the directory's list has the name.
  */
 static int follow(int argc, char **argv)
@@ -637,7 +637,7 @@ static int follow(int argc, char **argv)
 			struct inotify_event *event = (void *)at;
 			struct stat st = { 0 };
 			int dir = 0, error = 0;
-			uint64_t hash;
+			uint32_t hash;
 			off_t bytes;
 
 			at += sizeof(*event) + event->len;
@@ -654,9 +654,9 @@ static int follow(int argc, char **argv)
 			}
 			hash = hash_file(path, &bytes);
 			snprintf(path, sizeof(path), "%s/%d", argv[0], dir);
-			printf("%d %s %s %d %lld %lld%09ld %o %d %lld %016llx %d\n", dir, mask_text(event->mask), event->name, error,
+			printf("%d %s %s %d %lld %lld%09ld %o %d %lld %08x %d\n", dir, mask_text(event->mask), event->name, error,
 			       (long long)st.st_size, (long long)st.st_mtim.tv_sec, st.st_mtim.tv_nsec, st.st_mode & 07777,
-			       (int)st.st_nlink, (long long)bytes, (unsigned long long)hash, listed(path, event->name));
+			       (int)st.st_nlink, (long long)bytes, hash, listed(path, event->name));
 		}
 		fflush(stdout);
 	}

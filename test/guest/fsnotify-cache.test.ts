@@ -1,0 +1,246 @@
+/** `--cache=notify` in a real guest: what it keeps is right as soon as the event is there, and it asks for nothing that did not change. */
+import assert from 'node:assert/strict';
+import { execFileSync } from 'node:child_process';
+import * as fs from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { after, before, describe, it } from 'node:test';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { buildFsnotify, PROGRAM, Watcher } from '../support/fsnotify.js';
+import { type Setup, setUp } from '../support/guests.js';
+import { readMetrics } from '../support/metrics.js';
+
+const folder = fs.mkdtempSync(join(tmpdir(), 'cache-'));
+let program: string;
+before(() => {
+  program = buildFsnotify(folder);
+});
+after(() => fs.rmSync(folder, { recursive: true, force: true }));
+
+const DIRECTORIES = 6;
+const NAMES = 12;
+const SEED = Number(process.env['SEED'] ?? 1);
+
+/** A small generator (mulberry32): the same changes each time. */
+function random(seed: number): (below: number) => number {
+  let state = seed;
+  return (below) => {
+    state = (state + 0x6d2b79f5) | 0;
+    let t = Math.imul(state ^ (state >>> 15), 1 | state);
+    t = (t + Math.imul(t ^ (t >>> 7), 61 | t)) ^ t;
+    return ((t ^ (t >>> 14)) >>> 0) % below;
+  };
+}
+
+/** FNV-1a, 32 bits. */
+function hash(data: Uint8Array): string {
+  let h = 0x811c9dc5;
+  for (const byte of data) h = Math.imul(h ^ byte, 0x01000193);
+  return (h >>> 0).toString(16).padStart(8, '0');
+}
+
+/** What `follow` must see of a name: see test/guest/fsnotify.c. */
+function truth(root: string, directory: number, name: string): string {
+  const path = join(root, String(directory), name);
+  const st = fs.lstatSync(path, { bigint: true, throwIfNoEntry: false });
+  if (st === undefined) return `2 0 0000000000 0 0 0 00000000 0`;
+  const data = fs.readFileSync(path);
+  const mtime = `${st.mtimeNs / 1_000_000_000n}${String(st.mtimeNs % 1_000_000_000n).padStart(9, '0')}`;
+  return `0 ${st.size} ${mtime} ${(Number(st.mode) & 0o7777).toString(8)} ${st.nlink} ${data.length} ${hash(data)} 1`;
+}
+
+/** Makes one random change; returns the events that must be heard, each "N MASK name": when the last is there, all is as it is on the host. */
+function change(root: string, pick: (below: number) => number, turn: number): { what: string; events: [number, string, string][] } {
+  const directory = pick(DIRECTORIES);
+  const at = (d: number, n: string) => join(root, String(d), n);
+  const names = fs.readdirSync(join(root, String(directory)));
+  const name = names[pick(Math.max(names.length, 1))];
+  const text = `${turn} `.repeat(1 + pick(pick(8) === 0 ? 4000 : 20));
+  const kind = name === undefined || names.length < 3 ? 'create' : names.length > NAMES ? 'delete' : KINDS[pick(KINDS.length)];
+  const fresh = `n${turn}`;
+  const path = at(directory, name ?? '');
+  const one = (mask: string, n = name as string): [number, string, string] => [directory, mask, n];
+  switch (kind) {
+    case 'write':
+      fs.writeFileSync(path, text);
+      return { what: `write ${path}`, events: [one('CLOSE_WRITE')] };
+    case 'append':
+      fs.appendFileSync(path, text);
+      return { what: `append ${path}`, events: [one('CLOSE_WRITE')] };
+    case 'overwrite': {
+      // Neither the size nor what is around it changes.
+      const fd = fs.openSync(path, 'r+');
+      fs.writeSync(fd, 'over', Math.max(0, fs.fstatSync(fd).size - 5));
+      fs.closeSync(fd);
+      return { what: `overwrite ${path}`, events: [one('CLOSE_WRITE')] };
+    }
+    case 'truncate': {
+      const size = fs.lstatSync(path).size;
+      fs.truncateSync(path, size === 0 ? 100 : pick(size));
+      return { what: `truncate ${path}`, events: [one('CLOSE_WRITE')] }; // node opens it for that
+    }
+    case 'chmod':
+      fs.chmodSync(path, 0o600 | pick(0o100));
+      return { what: `chmod ${path}`, events: [one('ATTRIB')] };
+    case 'utimes':
+      fs.utimesSync(path, turn, turn + 0.25);
+      return { what: `utimes ${path}`, events: [one('ATTRIB')] };
+    case 'create':
+      fs.writeFileSync(at(directory, fresh), text, { mode: 0o644 });
+      return { what: `create ${directory}/${fresh}`, events: [one('CLOSE_WRITE', fresh)] };
+    case 'link':
+      fs.linkSync(path, at(directory, fresh));
+      return { what: `link ${path} ${fresh}`, events: [one('CREATE', fresh)] };
+    case 'delete':
+      fs.unlinkSync(path);
+      return { what: `delete ${path}`, events: [one('DELETE')] };
+    case 'recreate':
+      fs.unlinkSync(path);
+      fs.writeFileSync(path, text);
+      return { what: `delete and create ${path}`, events: [one('CLOSE_WRITE')] };
+    case 'replace':
+      fs.writeFileSync(at(directory, fresh), text);
+      fs.renameSync(at(directory, fresh), path);
+      return { what: `replace ${path}`, events: [one('MOVED_FROM', fresh), one('MOVED_TO')] };
+    default: {
+      // To another name in the same or another directory, which may exist.
+      const to = pick(DIRECTORIES);
+      const others = fs.readdirSync(join(root, String(to)));
+      const target = pick(2) === 0 ? fresh : (others[pick(Math.max(others.length, 1))] ?? fresh);
+      if (to === directory && target === name) return change(root, pick, turn);
+      const same = fs.lstatSync(at(to, target), { throwIfNoEntry: false })?.ino === fs.lstatSync(path).ino;
+      if (same) return change(root, pick, turn); // two names of one inode: rename(2) does nothing
+      fs.renameSync(path, at(to, target));
+      return { what: `rename ${path} ${to}/${target}`, events: [one('MOVED_FROM'), [to, 'MOVED_TO', target]] };
+    }
+  }
+}
+const KINDS = 'write append overwrite truncate chmod utimes create link delete recreate replace rename rename'.split(' ');
+
+for (const { kind, kernel, changes } of [
+  { kind: 'uml', kernel: '6.12', changes: 10_000 },
+  { kind: 'qemu', kernel: 'debian', changes: 2000 },
+] as const) {
+  describe(`--cache=notify: ${kind} ${kernel}`, () => {
+    let setup: Setup;
+    before(async () => {
+      setup = await setUp({ kind, kernel, files: { [PROGRAM]: program }, daemonOptions: ['--cache=notify'] });
+    });
+    after(() => setup.end());
+
+    it(`${changes} random changes: never stale after the event`, { timeout: 300_000 }, async (t) => {
+      const root = join(setup.share, 'random');
+      for (let i = 0; i < DIRECTORIES; i++) fs.mkdirSync(join(root, String(i)), { recursive: true });
+      const pick = random(SEED);
+      for (let i = 0; i < 40; i++) change(root, pick, -i - 1);
+      const follower = Watcher.inGuest(setup.guest, 'fsnotify follow /mnt/random');
+      t.after(() => follower.close());
+      await follower.ready();
+      const begun = Date.now();
+      for (let turn = 1; turn <= changes; turn++) {
+        const { what, events } = change(root, pick, turn);
+        for (const [directory, mask, name] of events) {
+          const line = (await follower.until(new RegExp(`^${directory} ${mask} ${name} `))).at(-1);
+          assert.equal(line, `${directory} ${mask} ${name} ${truth(root, directory, name)}`, `turn ${turn} (SEED=${SEED}): ${what}`);
+        }
+      }
+      t.diagnostic(`${Math.round(((Date.now() - begun) / changes) * 1000)} µs from a change to the guest's look at it, and back`);
+      // And all of it together.
+      const all = "find . -type f | sort | xargs stat -c '%n %s %Y %a %h'; find . -type f | sort | xargs cat | md5sum";
+      const { stdout } = await setup.guest.run(`cd /mnt/random; ${all}`);
+      assert.equal(stdout, execFileSync('sh', ['-c', all], { cwd: root, encoding: 'utf8', env: { ...process.env, LC_ALL: 'C' } }));
+    });
+  });
+}
+
+describe('--cache=notify: what did not change is not asked for again', () => {
+  it('find, ls and git status in User Mode Linux with the host’s programs', { timeout: 120_000 }, async (t) => {
+    const socket = join(folder, 'again.metrics');
+    const setup = await setUp({
+      kind: 'uml',
+      kernel: '6.12',
+      hostRoot: true,
+      memoryMiB: 512,
+      daemonOptions: ['--cache=notify', `--metrics=unix:${socket}`],
+    });
+    try {
+      const root = join(setup.share, 'repository');
+      for (let i = 0; i < 40; i++) {
+        fs.mkdirSync(join(root, `d${i}`), { recursive: true });
+        for (let j = 0; j < 25; j++) fs.writeFileSync(join(root, `d${i}/f${j}`), `${i} ${j}\n`);
+      }
+      for (const command of ['init -q', 'add .', '-c user.name=t -c user.email=t@localhost commit -qm one']) {
+        execFileSync('git', ['-C', root, ...command.split(' ')], { stdio: 'pipe' });
+      }
+
+      const requests = async () => {
+        const samples = await readMetrics(socket);
+        return ['LOOKUP', 'GETATTR', 'STATX', 'READLINK', 'GETXATTR'].map(
+          (name) => `${name} ${samples.get(`virtiofsd_requests_total{opcode="${name}"}`) ?? 0}`,
+        );
+      };
+      const run = async (command: string) => {
+        const { status, stdout, stderr } = await setup.guest.run(command);
+        assert.equal(status, 0, stderr);
+        return stdout;
+      };
+      const gitStatus = "cd /mnt/repository && git --no-optional-locks -c safe.directory='*' status --porcelain";
+      for (const command of [
+        "find /mnt/repository -printf '%p %s %T@ %m\\n' | sort | md5sum",
+        'ls -lR /mnt/repository | md5sum',
+        gitStatus,
+      ]) {
+        const first = await run(command);
+        // What the guest has read itself has an access time that it does not know: Linux asks for it once, by GETATTR.
+        const [lookups] = await requests();
+        assert.equal(await run(command), first);
+        const before = await requests();
+        assert.equal(before[0], lookups, command);
+        assert.equal(await run(command), first);
+        assert.deepEqual(await requests(), before, command);
+        // With auto it is asked for again after a second.
+        await sleep(1100);
+        assert.equal(await run(command), first);
+        assert.deepEqual(await requests(), before, `${command}, later`);
+      }
+      t.diagnostic(`40 directories with 1000 files: ${(await requests()).join(', ')} in all`);
+
+      // And what did change is seen.
+      fs.writeFileSync(join(root, 'd7/f7'), 'changed\n');
+      fs.renameSync(join(root, 'd8/f8'), join(root, 'd8/new'));
+      const expected = ' M d7/f7\n D d8/f8\n?? d8/new\n';
+      while ((await run(gitStatus)) !== expected) await sleep(20);
+      await run(gitStatus);
+      const before = await requests();
+      assert.equal(await run(gitStatus), expected);
+      assert.deepEqual(await requests(), before);
+    } finally {
+      await setup.end();
+    }
+  });
+
+  for (const [kind, kernel] of [
+    ['uml', '6.12-plain'],
+    ['qemu', 'debian-plain'],
+  ] as const) {
+    it(`a guest that cannot be told, ${kind} ${kernel}, caches as with auto, and the log says so`, { timeout: 120_000 }, async () => {
+      const setup = await setUp({ kind, kernel, daemonOptions: ['--cache=notify'] });
+      try {
+        const said = () => setup.daemon.log.some((line) => /WARN .*--cache=notify: this guest cannot be told/.test(line));
+        for (const deadline = Date.now() + 5000; !said(); await sleep(20)) assert.ok(Date.now() < deadline, setup.daemon.log.join('\n'));
+        const file = join(setup.share, 'file');
+        fs.writeFileSync(file, 'one');
+        const read = async () => (await setup.guest.run('stat -c %s /mnt/file; cat /mnt/file')).stdout;
+        assert.equal(await read(), '3\none');
+        fs.writeFileSync(file, 'and more');
+        await sleep(1100); // auto: attributes for a second
+        assert.equal(await read(), '8\nand more');
+        fs.rmSync(file);
+        await sleep(1100);
+        assert.equal((await setup.guest.run('cat /mnt/file')).status, 1);
+      } finally {
+        await setup.end();
+      }
+    });
+  }
+});
