@@ -26,11 +26,14 @@ all: build/virtiofsd-ts
 
 # --- what is needed to build ---
 
+# $(call install,PACKAGES,WHY): the commands that install Debian packages.
+install = echo "installing $(1): $(2)" >&2; \
+	{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $(1); } >&2 || \
+	{ echo "cannot install $(1): install it by hand" >&2; exit 1; };
+
 # $(call need,COMMAND,PACKAGES,WHY): installs Debian packages when the command is missing.
 define need
-	@command -v $(1) >/dev/null || { echo "installing $(2): $(3)" >&2; \
-	  { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $(2); } >&2 || \
-	  { echo "cannot install $(2): install it by hand" >&2; exit 1; }; }
+	@command -v $(1) >/dev/null || { $(call install,$(2),$(3)) }
 endef
 
 node_modules/.package-lock.json: package.json package-lock.json src/vhost-user-ts/package.json
@@ -54,7 +57,14 @@ build/js/.stamp: $(TYPESCRIPT) node_modules/.package-lock.json
 	@npx tsc -b
 	@touch $@
 
-build/virtiofsd-ts: build/js/.stamp $(ADDON) Makefile
+# Static: it needs nothing of the host when it starts, and little memory while it stays.
+build/virtiofsd-ts-sandbox: native/sandbox.c native/filter.c native/sandbox.h
+	$(call need,gcc,gcc libc6-dev,to compile the launcher)
+	@[ -f /usr/include/seccomp.h ] || { $(call install,libseccomp-dev,for the filter of system calls) }
+	@mkdir -p $(@D)
+	@gcc -std=gnu17 -O2 -Wall -Wextra -Werror -static -o $@ native/sandbox.c native/filter.c -lseccomp
+
+build/virtiofsd-ts: build/js/.stamp $(ADDON) build/virtiofsd-ts-sandbox Makefile
 	@$(call launcher,$(CURDIR)/build/js/src/main.js) > $@.new
 	@chmod 755 $@.new && mv $@.new $@
 
@@ -70,6 +80,7 @@ install: all
 	rm -rf $(DESTDIR)$(LIBDIR)/js $(DESTDIR)$(LIBDIR)/node_modules
 	install -d $(DESTDIR)$(LIBDIR)/js
 	cp -r build/js/src $(DESTDIR)$(LIBDIR)/js/
+	install -m 755 build/virtiofsd-ts-sandbox $(DESTDIR)$(LIBDIR)
 	install -m 644 package.json package-lock.json $(DESTDIR)$(LIBDIR)
 	install -d $(DESTDIR)$(LIBDIR)/src/vhost-user-ts
 	cp -r src/vhost-user-ts/package.json src/vhost-user-ts/dist $(DESTDIR)$(LIBDIR)/src/vhost-user-ts/

@@ -20,6 +20,7 @@ struct Env {
   char *arena = nullptr;
   size_t arenaBytes = 0;
   bool inProcFd = false; // this thread's working directory is /proc/self/fd (see fsops.cc)
+  bool rootChanged = false; // there is no /proc to name any more (see process.cc)
   Pool *pool = nullptr;  // offload.cc
   // External buffers over regions, so that they can be detached before their region is unmapped.
   struct View {
@@ -107,6 +108,23 @@ void initProcess(napi_env env, napi_value exports, Env *data);
 
 // offload.cc: ends the threads of an environment that goes away.
 void poolDestroy(Pool *pool);
+
+// The name of a descriptor below /proc/self/fd.
+struct FdName {
+  char text[12];
+  explicit FdName(int32_t fd) {
+    char *p = text + sizeof(text) - 1;
+    *p = 0;
+    uint32_t n = static_cast<uint32_t>(fd);
+    do *--p = static_cast<char>('0' + n % 10);
+    while ((n /= 10) != 0);
+    start = p;
+  }
+  const char *start;
+};
+
+// fsops.cc: makes `procfd`, a descriptor of /proc/self/fd, this thread's working directory (the first time).
+bool enterProcFd(Env &e, int32_t procfd);
 
 // fsops.cc: CAP_FSETID of this thread's effective set off and on again (0 or -errno). True when it was on before.
 bool dropFsetid();

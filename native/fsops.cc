@@ -17,20 +17,6 @@
 
 namespace {
 
-// The name of a descriptor below /proc/self/fd.
-struct FdName {
-  char text[12];
-  explicit FdName(int32_t fd) {
-    char *p = text + sizeof(text) - 1;
-    *p = 0;
-    uint32_t n = static_cast<uint32_t>(fd);
-    do *--p = static_cast<char>('0' + n % 10);
-    while ((n /= 10) != 0);
-    start = p;
-  }
-  const char *start;
-};
-
 int64_t openAt(Env &e, int32_t dirfd, uint32_t name, int32_t flags, uint32_t mode) {
   return sys(openat(dirfd, e.at(name), flags | O_CLOEXEC, mode));
 }
@@ -134,13 +120,6 @@ int64_t setUmask(Env &, uint32_t mask) {
   return umask(mask);
 }
 
-// There are no *at calls for extended attributes before Linux 6.13, and the f… ones refuse O_PATH: so the thread's working
-// directory is /proc/self/fd, and "N" is a path.
-bool enterProcFd(Env &e, int32_t procfd) {
-  if (!e.inProcFd) e.inProcFd = ownFs() && fchdir(procfd) == 0;
-  return e.inProcFd;
-}
-
 int64_t getXattr(Env &e, int32_t procfd, int32_t fd, uint32_t name, uint32_t value, uint32_t size) {
   if (!enterProcFd(e, procfd)) return -errno;
   return sys(getxattr(FdName(fd).start, e.at(name), e.at(value), size));
@@ -204,6 +183,13 @@ int64_t setCapability(Env &, uint32_t cap, int32_t on) {
 }
 
 } // namespace
+
+// There are no *at calls for extended attributes before Linux 6.13 and none for inotify, and the f… ones refuse O_PATH: so the
+// thread's working directory is /proc/self/fd, and "N" is a path.
+bool enterProcFd(Env &e, int32_t procfd) {
+  if (!e.inProcFd) e.inProcFd = ownFs() && fchdir(procfd) == 0;
+  return e.inProcFd;
+}
 
 bool dropFsetid() { return changeCap(CAP_FSETID, false); }
 void raiseFsetid() { changeCap(CAP_FSETID, true); }

@@ -1,6 +1,7 @@
 // Unix sockets with descriptor passing: net.Socket drops passed descriptors, so the control socket is ours.
 #include "addon.h"
 #include <fcntl.h>
+#include <netdb.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/un.h>
@@ -34,6 +35,22 @@ int64_t unixListen(Env &e, uint32_t path, int32_t backlog) {
   if (bind(fd, reinterpret_cast<sockaddr *>(&address), sizeof(address)) < 0) return closing(fd);
   if (listen(fd, backlog) < 0) return closing(fd);
   return fd;
+}
+
+int64_t tcpListen(Env &e, uint32_t host, uint32_t service, int32_t backlog) {
+  addrinfo hints = {}, *found = nullptr;
+  hints.ai_family = AF_UNSPEC;
+  hints.ai_socktype = SOCK_STREAM;
+  hints.ai_flags = AI_PASSIVE | AI_NUMERICSERV;
+  if (getaddrinfo(e.at(host), e.at(service), &hints, &found) != 0) return -EADDRNOTAVAIL;
+  int64_t result = -EADDRNOTAVAIL;
+  int fd = socket(found->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0), on = 1;
+  if (fd < 0) result = -errno;
+  else if (setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on)) < 0 || bind(fd, found->ai_addr, found->ai_addrlen) < 0 || listen(fd, backlog) < 0)
+    result = closing(fd);
+  else result = fd;
+  freeaddrinfo(found);
+  return result;
 }
 
 int64_t unixConnect(Env &e, uint32_t path) {
@@ -139,6 +156,7 @@ int64_t socketListening(Env &, int32_t fd) { return option(fd, SO_ACCEPTCONN); }
 
 void initSocket(napi_env env, napi_value exports, Env *data) {
   add<&unixListen>(env, exports, data, "unixListen");
+  add<&tcpListen>(env, exports, data, "tcpListen");
   add<&unixConnect>(env, exports, data, "unixConnect");
   add<&unixDatagram>(env, exports, data, "unixDatagram");
   add<&acceptClient>(env, exports, data, "accept");

@@ -18,8 +18,9 @@ int64_t fanotifyMark(Env &e, int32_t fd, uint32_t flags, uint32_t maskLow, uint3
 
 int64_t inotifyInit(Env &) { return sys(inotify_init1(IN_CLOEXEC | IN_NONBLOCK)); }
 
-int64_t inotifyAddWatch(Env &, int32_t fd, int32_t procfd, int32_t target, uint32_t mask) {
+int64_t inotifyAddWatch(Env &e, int32_t fd, int32_t procfd, int32_t target, uint32_t mask) {
   // There is no inotify_add_watchat(2): the magic link of /proc names the object whatever happened to its path.
+  if (e.rootChanged) return enterProcFd(e, procfd) ? sys(inotify_add_watch(fd, FdName(target).start, mask)) : -errno;
   char path[64];
   snprintf(path, sizeof(path), "/proc/self/fd/%d/%d", procfd, target);
   return sys(inotify_add_watch(fd, path, mask));

@@ -52,6 +52,8 @@ export interface Native {
   // --- sockets and descriptors (socket.cc) ---
   /** socket(AF_UNIX, SOCK_STREAM), bind to `path`, listen. Non-blocking, close-on-exec. */
   unixListen(path: number, backlog: number): number;
+  /** socket(SOCK_STREAM), bind to the first address of `host` and the decimal port `service`, listen. Non-blocking. -EADDRNOTAVAIL: no such host. */
+  tcpListen(host: number, service: number, backlog: number): number;
   /** socket(AF_UNIX, SOCK_STREAM) and connect. Non-blocking afterwards. */
   unixConnect(path: number): number;
   /** socket(AF_UNIX, SOCK_DGRAM) and connect: for /dev/log. Non-blocking. */
@@ -262,6 +264,21 @@ export interface Native {
   groupId(name: number): number;
   /** chown of a path without following a final symlink, for --socket-group. */
   lchown(path: number, uid: number, gid: number): number;
+  /** fcntl(F_SETFD): whether the next program has the descriptor. */
+  setInheritable(fd: number, on: number): number;
+  /**
+   * execve(2): replaces this process by another program, under its pid. `words` and `environment` are arena offsets of so many
+   * NUL-terminated strings one after the other; the first word is the program's path. It starts with all signals blocked. Returns only -errno.
+   */
+  become(words: number, wordCount: number, environment: number, environmentCount: number): number;
+  /** Absolute paths of what the dynamic loader has loaded, NUL-terminated at arena offset `out`, at most `size` bytes; returns their count. */
+  sharedObjects(out: number, size: number): number;
+  /** seccomp(SECCOMP_SET_MODE_FILTER) with the BPF program that `fd` holds, for all threads; sets no_new_privs. -ESRCH: a thread has another filter. */
+  loadFilter(fd: number): number;
+  /** Starts what {@link chrootAll} needs: before any thread calls umask or the functions of extended attributes. */
+  prepareChroot(): number;
+  /** chroot(2) to the directory `fd` for every thread that was there at prepareChroot, and the calling one with those it started since. */
+  chrootAll(fd: number): number;
 }
 
 /** Operations of {@link Native.offloadSubmit}. */

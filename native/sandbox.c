@@ -1,0 +1,481 @@
+// virtiofsd-ts-sandbox: locks a program in and stays as its parent.
+//
+// Node has a dozen threads before the first line of JavaScript runs, and namespaces, capabilities and roots belong to threads: so the
+// daemon makes what it needs from outside (its sockets), becomes this program, and this one starts it again inside.
+// Which options mean what was decided before, in src/sandbox.ts; the flags here are internal and the files named are trusted.
+//
+//   outer      the process that the user (libvirt) started: forwards signals, ends as the daemon ends, removes the sockets then
+//   └ inner    --mode namespace only: process 1 of the pid namespace; makes the file tree, keeps the namespaces, can start the daemon anew
+//     └ daemon
+//
+// In the other modes the daemon is the child of outer.
+#define _GNU_SOURCE
+#include "sandbox.h"
+#include <errno.h>
+#include <fcntl.h>
+#include <grp.h>
+#include <limits.h>
+#include <linux/capability.h>
+#include <linux/mount.h>
+#include <linux/sched.h>
+#include <linux/securebits.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mount.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+enum { MAX_LIST = 512 };
+
+// A part of the host's tree that the daemon sees at the same path, read-only.
+struct bind {
+  const char *path;
+  bool executable; // may be mapped executable (node, its libraries, the add-on)
+  int tree;        // detached copy of the mount
+  bool directory;
+};
+
+// A socket in the host's tree, removed at the end if it is still the same.
+struct leftover {
+  const char *path;
+  ino_t inode;
+};
+
+static struct {
+  bool namespaces;
+  const char *share, *share_at;
+  bool readonly;
+  struct bind binds[MAX_LIST];
+  int bind_count;
+  const char *uid_map, *gid_map; // lines of /proc/PID/uid_map: no user namespace without them
+  const char *new_uid_map, *new_gid_map; // helpers that write what an ordinary user may not
+  long set_uid, set_gid;         // ids to take inside the user namespace, or -1
+  bool set_caps;
+  uint64_t caps;
+  const char *seccomp;
+  int seccomp_fd;
+  int keep[MAX_LIST];
+  int keep_count;
+  struct leftover leftovers[16];
+  int leftover_count;
+  char **command;
+} options = {.set_uid = -1, .set_gid = -1, .seccomp_fd = -1};
+
+// The first words of every message.
+static const char *where = "--sandbox";
+
+static void complain(const char *format, ...) {
+  char text[PATH_MAX + 512];
+  int n = snprintf(text, sizeof(text), "virtiofsd-ts: %s: ", where);
+  va_list list;
+  va_start(list, format);
+  n += vsnprintf(text + n, sizeof(text) - n, format, list);
+  va_end(list);
+  if (n > (int)sizeof(text) - 2) n = sizeof(text) - 2;
+  text[n++] = '\n';
+  if (write(2, text, n) < 0) return; // there is nobody else to tell
+}
+
+static void remove_leftovers(void) {
+  struct stat now;
+  for (int i = 0; i < options.leftover_count; i++) {
+    struct leftover *left = &options.leftovers[i];
+    if (lstat(left->path, &now) == 0 && S_ISSOCK(now.st_mode) && now.st_ino == left->inode) unlink(left->path);
+  }
+}
+
+static pid_t outer;
+
+static void fail(void) __attribute__((noreturn));
+static void fail(void) {
+  if (getpid() == outer) remove_leftovers();
+  _exit(1); // parents pass it on
+}
+
+#define FAIL(...) (complain(__VA_ARGS__), fail())
+#define CHECK(call, ...) ((call) < 0 ? FAIL(__VA_ARGS__) : (void)0)
+
+// --- flags ---
+
+// An eventfd that counts the requests to stop that came before we could take them.
+static int stop_fd = -1;
+
+// INODE:PATH; the number is not given to another file while we hold the socket.
+static void add_leftover(const char *value) {
+  char *end;
+  ino_t inode = strtoull(value, &end, 10);
+  if (options.leftover_count == 16 || *end != ':') FAIL("--remove %s", value);
+  options.leftovers[options.leftover_count++] = (struct leftover){end + 1, inode};
+}
+
+static void add_bind(const char *path, bool executable) {
+  if (options.bind_count == MAX_LIST) FAIL("too many files to show to the daemon");
+  options.binds[options.bind_count++] = (struct bind){path, executable, -1, false};
+}
+
+static void parse(int argc, char **argv) {
+  for (int i = 1; i < argc; i++) {
+    const char *flag = argv[i];
+    if (strcmp(flag, "--") == 0) {
+      options.command = argv + i + 1;
+      break;
+    }
+    if (strcmp(flag, "--readonly") == 0) {
+      options.readonly = true;
+      continue;
+    }
+    const char *value = ++i < argc ? argv[i] : "";
+    if (strcmp(flag, "--mode") == 0) options.namespaces = strcmp(value, "namespace") == 0;
+    else if (strcmp(flag, "--where") == 0) where = value;
+    else if (strcmp(flag, "--share") == 0) options.share = value;
+    else if (strcmp(flag, "--share-at") == 0) options.share_at = value;
+    else if (strcmp(flag, "--bind") == 0) add_bind(value, false);
+    else if (strcmp(flag, "--bind-exec") == 0) add_bind(value, true);
+    else if (strcmp(flag, "--uid-map") == 0) options.uid_map = value;
+    else if (strcmp(flag, "--gid-map") == 0) options.gid_map = value;
+    else if (strcmp(flag, "--newuidmap") == 0) options.new_uid_map = value;
+    else if (strcmp(flag, "--newgidmap") == 0) options.new_gid_map = value;
+    else if (strcmp(flag, "--uid") == 0) options.set_uid = strtol(value, NULL, 10);
+    else if (strcmp(flag, "--gid") == 0) options.set_gid = strtol(value, NULL, 10);
+    else if (strcmp(flag, "--caps") == 0) options.set_caps = true, options.caps = strtoull(value, NULL, 16);
+    else if (strcmp(flag, "--seccomp") == 0) options.seccomp = value;
+    else if (strcmp(flag, "--seccomp-fd") == 0) options.seccomp_fd = atoi(value);
+    else if (strcmp(flag, "--keep") == 0 && options.keep_count < MAX_LIST) options.keep[options.keep_count++] = atoi(value);
+    else if (strcmp(flag, "--remove") == 0) add_leftover(value);
+    else if (strcmp(flag, "--stop-fd") == 0) stop_fd = atoi(value);
+    else FAIL("unknown flag %s", flag);
+  }
+  if (options.command == NULL || options.command[0] == NULL) FAIL("started without a command: start virtiofsd-ts instead");
+}
+
+// --- descriptors and signals ---
+
+static bool kept(int fd) {
+  if (fd <= 2) return true;
+  for (int i = 0; i < options.keep_count; i++)
+    if (options.keep[i] == fd) return true;
+  return false;
+}
+
+// Only outer goes on holding what the daemon does not use but the starter wants to stay open: libvirt locks a pid file.
+static void close_others(int except) {
+  int highest = 2;
+  for (int i = 0; i < options.keep_count; i++)
+    if (options.keep[i] > highest) highest = options.keep[i];
+  if (except > highest) highest = except;
+  for (int fd = 3; fd < highest; fd++)
+    if (!kept(fd) && fd != except) close(fd);
+  syscall(SYS_close_range, (unsigned)highest + 1, ~0u, 0);
+}
+
+static sigset_t forwarded;
+
+static void unblock_signals(void) {
+  sigset_t none;
+  sigemptyset(&none);
+  sigprocmask(SIG_SETMASK, &none, NULL);
+}
+
+static void block_signals(void) {
+  sigemptyset(&forwarded);
+  const int signals[] = {SIGTERM, SIGINT, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2, SIGCHLD};
+  for (size_t i = 0; i < sizeof(signals) / sizeof(signals[0]); i++) sigaddset(&forwarded, signals[i]);
+  sigprocmask(SIG_SETMASK, &forwarded, NULL);
+}
+
+// Waits until `child` has ended; what comes meanwhile goes to it. Signals stay blocked: one that came before the child
+// is passed on, too, and process 1 of a namespace does not ignore what it blocks. Returns the wait status.
+static int supervise(pid_t child) {
+  for (int passed = 0;;) {
+    int status;
+    for (pid_t ended; (ended = waitpid(-1, &status, WNOHANG)) > 0;) {
+      if (ended != child) continue;
+      // It was told to end before it could hear of that: so it has ended in order.
+      return WIFSIGNALED(status) && WTERMSIG(status) == passed ? 0 : status;
+    }
+    int signal = sigwaitinfo(&forwarded, NULL);
+    if (signal <= 0 || signal == SIGCHLD) continue;
+    if (signal == SIGTERM || signal == SIGINT || signal == SIGHUP) passed = signal;
+    kill(child, signal);
+  }
+}
+
+// A shell's way to say it: process 1 cannot end by a signal itself.
+static int exit_code(int status) { return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status); }
+
+// --- user namespace ---
+
+static void write_file(pid_t pid, const char *name, const char *text) {
+  char path[64];
+  snprintf(path, sizeof(path), "/proc/%d/%s", pid, name);
+  int fd = open(path, O_WRONLY | O_CLOEXEC);
+  if (fd < 0 || write(fd, text, strlen(text)) < 0)
+    FAIL("%s \"%s\" is refused: %s: ordinary users may map their own id only, or ranges of /etc/subuid and /etc/subgid by newuidmap and "
+         "newgidmap (package uidmap)", name, text, strerror(errno));
+  close(fd);
+}
+
+// newuidmap PID INSIDE OUTSIDE COUNT ...: set-user-id programs that know what /etc/subuid grants.
+static void run_helper(const char *program, pid_t pid, const char *map) {
+  char *words = strdup(map), number[16];
+  const char *argv[64] = {program, number};
+  int n = 2;
+  snprintf(number, sizeof(number), "%d", pid);
+  for (char *word = strtok(words, " \n"); word != NULL && n < 63; word = strtok(NULL, " \n")) argv[n++] = word;
+  pid_t child = fork();
+  if (child == 0) {
+    unblock_signals();
+    execv(program, (char **)argv);
+    FAIL("cannot run %s: %s", program, strerror(errno));
+  }
+  int status = 0;
+  if (child < 0 || waitpid(child, &status, 0) < 0 || status != 0)
+    FAIL("%s does not grant the map \"%s\": it must be in /etc/subuid and /etc/subgid", program, map);
+  free(words);
+}
+
+static void write_maps(pid_t pid) {
+  if (options.new_uid_map != NULL) run_helper(options.new_uid_map, pid, options.uid_map);
+  else write_file(pid, "uid_map", options.uid_map);
+  if (options.new_gid_map != NULL) {
+    run_helper(options.new_gid_map, pid, options.gid_map);
+    return;
+  }
+  // Who may not map groups freely may not drop groups either: they can deny access.
+  if (geteuid() != 0) write_file(pid, "setgroups", "deny");
+  write_file(pid, "gid_map", options.gid_map);
+}
+
+// --- the file tree ---
+
+static int open_tree_copy(const char *path) {
+  return syscall(SYS_open_tree, AT_FDCWD, path, OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_RECURSIVE);
+}
+
+static void set_attributes(int tree, uint64_t attributes, const char *path) {
+  struct mount_attr attr = {.attr_set = attributes};
+  CHECK(syscall(SYS_mount_setattr, tree, "", AT_EMPTY_PATH | AT_RECURSIVE, &attr, sizeof(attr)),
+        "%s cannot be protected: %s (Linux 5.12 is needed)", path, strerror(errno));
+}
+
+// Makes the directories that lead to `path` (absolute) below the working directory, and what is mounted on.
+static void make_place(const char *path, bool directory) {
+  char part[PATH_MAX];
+  snprintf(part, sizeof(part), "%s", path + 1);
+  for (char *slash = strchr(part, '/'); slash != NULL; slash = strchr(slash + 1, '/')) {
+    *slash = 0;
+    mkdir(part, 0755); // it may be there, or lie in a tree that is mounted already
+    *slash = '/';
+  }
+  if (directory) {
+    mkdir(part, 0755);
+    return;
+  }
+  int fd = open(part, O_CREAT | O_RDONLY | O_CLOEXEC, 0444);
+  if (fd >= 0) close(fd);
+}
+
+static void attach(int tree, const char *path, bool directory) {
+  make_place(path, directory);
+  CHECK(syscall(SYS_move_mount, tree, "", AT_FDCWD, path + 1, MOVE_MOUNT_F_EMPTY_PATH), "%s cannot be mounted: %s", path, strerror(errno));
+  close(tree);
+}
+
+static void make_tree(void) {
+  // Mounts of the host below the share go on to appear; nothing of ours appears in the host.
+  CHECK(mount(NULL, "/", NULL, MS_REC | MS_SLAVE, NULL), "mounts cannot be made private: %s", strerror(errno));
+  int share = open_tree_copy(options.share);
+  CHECK(share, "%s cannot be taken along: %s", options.share, strerror(errno));
+  // Devices that a guest makes are for the guest alone: opened here, they would be the host's.
+  set_attributes(share, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | (options.readonly ? MOUNT_ATTR_RDONLY : 0), options.share);
+  for (int i = 0; i < options.bind_count; i++) {
+    struct bind *bind = &options.binds[i];
+    struct stat st;
+    bind->tree = open_tree_copy(bind->path);
+    if (bind->tree < 0 || fstat(bind->tree, &st) < 0) FAIL("%s cannot be taken along: %s", bind->path, strerror(errno));
+    bind->directory = S_ISDIR(st.st_mode);
+    set_attributes(bind->tree, MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | (bind->executable ? 0 : MOUNT_ATTR_NOEXEC), bind->path);
+  }
+  // A process in /proc/sys or with another one's files would be outside: only processes, only ours, nothing to write to. Before the
+  // host's /proc is hidden, because a user namespace gets a new one only where it sees an old one.
+  int proc = syscall(SYS_fsopen, "proc", FSOPEN_CLOEXEC);
+  CHECK(proc, "proc cannot be mounted: %s", strerror(errno));
+  syscall(SYS_fsconfig, proc, FSCONFIG_SET_STRING, "subset", "pid", 0);
+  CHECK(syscall(SYS_fsconfig, proc, FSCONFIG_CMD_CREATE, NULL, NULL, 0), "proc cannot be mounted: %s", strerror(errno));
+  int proc_tree = syscall(SYS_fsmount, proc, FSMOUNT_CLOEXEC, MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC);
+  CHECK(proc_tree, "a new /proc is refused: %s: containers that hide parts of /proc forbid this: use --sandbox=chroot or none there",
+        strerror(errno));
+  // Any directory would do as the place.
+  CHECK(mount("virtiofsd-ts", "/proc", "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, "size=1m,mode=0755"), "tmpfs cannot be mounted: %s", strerror(errno));
+  CHECK(chdir("/proc"), "tmpfs: %s", strerror(errno));
+  umask(022);
+  for (int i = 0; i < options.bind_count; i++) attach(options.binds[i].tree, options.binds[i].path, options.binds[i].directory);
+  attach(share, options.share_at, true);
+  attach(proc_tree, "/proc", true);
+  close(proc);
+  // The old root is stacked on the new one and then taken away (pivot_root(2), "pivot_root(".", ".")").
+  CHECK(syscall(SYS_pivot_root, ".", "."), "pivot_root: %s", strerror(errno));
+  CHECK(umount2(".", MNT_DETACH), "the old root stays mounted: %s", strerror(errno));
+  CHECK(chdir("/"), "chdir: %s", strerror(errno));
+  struct mount_attr attr = {.attr_set = MOUNT_ATTR_RDONLY};
+  CHECK(syscall(SYS_mount_setattr, AT_FDCWD, "/", 0, &attr, sizeof(attr)), "the new root cannot be made read-only: %s", strerror(errno));
+}
+
+// --- privileges ---
+
+static void read_caps(uint64_t *permitted) {
+  struct __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, 0};
+  struct __user_cap_data_struct data[2];
+  CHECK(syscall(SYS_capget, &header, data), "capget: %s", strerror(errno));
+  *permitted = data[0].permitted | (uint64_t)data[1].permitted << 32;
+}
+
+static void drop_privileges(void) {
+  uint64_t have;
+  read_caps(&have);
+  if (have & 1ull << CAP_SETPCAP) {
+    // The daemon takes on the ids of guest users for a moment and must not lose its capabilities by that.
+    CHECK(prctl(PR_SET_SECUREBITS, prctl(PR_GET_SECUREBITS) | SECBIT_NO_SETUID_FIXUP), "securebits: %s", strerror(errno));
+    // What is not in the bounding set does not come back by an exec as root.
+    for (int cap = 0; options.set_caps && prctl(PR_CAPBSET_READ, cap) >= 0; cap++)
+      if (!(options.caps >> cap & 1)) CHECK(prctl(PR_CAPBSET_DROP, cap), "bounding set: %s", strerror(errno));
+  }
+  if (options.set_caps) {
+    uint64_t want = options.caps & have;
+    // As root the daemon gets them by its exec; as another user of a user namespace it must inherit them.
+    uint64_t inherit = geteuid() == 0 ? 0 : want;
+    struct __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, 0};
+    struct __user_cap_data_struct data[2] = {
+        {(uint32_t)want, (uint32_t)want, (uint32_t)inherit},
+        {(uint32_t)(want >> 32), (uint32_t)(want >> 32), (uint32_t)(inherit >> 32)},
+    };
+    CHECK(syscall(SYS_capset, &header, data), "capset: %s", strerror(errno));
+    prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
+    for (int cap = 0; cap < 64; cap++)
+      if (inherit >> cap & 1) CHECK(prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, cap, 0, 0), "ambient capabilities: %s", strerror(errno));
+  }
+  CHECK(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs: %s", strerror(errno));
+}
+
+// --- processes ---
+
+static void run_command(void) {
+  if (options.seccomp != NULL && write_filter(options.seccomp, options.seccomp_fd) < 0) FAIL("the system call filter cannot be made");
+  close_others(-1);
+  for (int i = 0; i < options.keep_count; i++) fcntl(options.keep[i], F_SETFD, 0);
+  unblock_signals();
+  execv(options.command[0], options.command);
+  FAIL("cannot run %s: %s", options.command[0], strerror(errno));
+}
+
+// Starts the command as a child that does not outlive us.
+static pid_t start_command(void) {
+  pid_t child = fork();
+  CHECK(child, "fork: %s", strerror(errno));
+  if (child > 0) return child;
+  prctl(PR_SET_PDEATHSIG, SIGKILL);
+  run_command();
+  return 0;
+}
+
+static void inner(int go) __attribute__((noreturn));
+static void inner(int go) {
+  char byte;
+  if (read(go, &byte, 1) != 1) _exit(1); // outer has said why
+  // The daemon has our ids and capabilities: it must not trace us or read our memory.
+  prctl(PR_SET_DUMPABLE, 0);
+  // Without a terminal nothing can be typed into it.
+  setsid();
+  if (options.set_gid >= 0) {
+    prctl(PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP);
+    CHECK(syscall(SYS_setresgid, options.set_gid, options.set_gid, options.set_gid), "group id %ld: %s", options.set_gid, strerror(errno));
+    CHECK(syscall(SYS_setresuid, options.set_uid, options.set_uid, options.set_uid), "user id %ld: %s", options.set_uid, strerror(errno));
+  }
+  setgroups(0, NULL); // refused where the groups may deny access
+  make_tree();
+  drop_privileges();
+  // After the last change of ids, which would clear it. The pipe tells whether outer is gone already.
+  prctl(PR_SET_PDEATHSIG, SIGKILL);
+  if (fcntl(go, F_SETFL, O_NONBLOCK) == 0 && read(go, &byte, 1) == 0) _exit(1);
+  pid_t daemon = start_command();
+  _exit(exit_code(supervise(daemon)));
+}
+
+// The descriptor from which inner reads that its ids are mapped; outer's end stays open as long as outer lives.
+static pid_t start_inner(void) {
+  int go[2];
+  CHECK(pipe2(go, O_CLOEXEC), "pipe: %s", strerror(errno));
+  struct clone_args args = {
+      .flags = CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS | (options.uid_map != NULL ? CLONE_NEWUSER : 0),
+      .exit_signal = SIGCHLD,
+  };
+  pid_t child = syscall(SYS_clone3, &args, sizeof(args));
+  if (child < 0) {
+    const char *why = strerror(errno);
+    if (options.uid_map != NULL)
+      complain("this host permits no user namespaces (%s): start as root, allow them (sysctl user.max_user_namespaces, "
+               "kernel.unprivileged_userns_clone, kernel.apparmor_restrict_unprivileged_userns), or use --sandbox=none", why);
+    else complain("no namespaces without CAP_SYS_ADMIN (%s): grant it to the container, or use --sandbox=chroot or none", why);
+    fail();
+  }
+  if (child == 0) {
+    close(go[1]);
+    close_others(go[0]);
+    inner(go[0]);
+  }
+  close(go[0]);
+  if (options.uid_map != NULL) write_maps(child);
+  if (write(go[1], "g", 1) != 1) complain("the inner process has ended");
+  return child;
+}
+
+int main(int argc, char **argv) {
+  prctl(PR_SET_NAME, "virtiofsd-ts");
+  outer = getpid();
+  // Whoever starts us without standard streams must not get a socket in their place.
+  for (int fd = 0; fd <= 2; fd++)
+    if (fcntl(fd, F_GETFD) < 0) open("/dev/null", O_RDWR);
+  parse(argc, argv);
+  block_signals();
+  uint64_t stops;
+  if (stop_fd >= 0 && read(stop_fd, &stops, sizeof(stops)) > 0) {
+    remove_leftovers();
+    return 0;
+  }
+  pid_t child;
+  if (options.namespaces) {
+    child = start_inner();
+  } else {
+    child = fork();
+    CHECK(child, "fork: %s", strerror(errno));
+    if (child == 0) {
+      setsid();
+      setgroups(0, NULL);
+      drop_privileges();
+      prctl(PR_SET_PDEATHSIG, SIGKILL);
+      if (getppid() != outer) _exit(1);
+      run_command();
+    }
+  }
+  int code = exit_code(supervise(child));
+  remove_leftovers();
+  if (code > 128) {
+    int signal = code - 128;
+    if (signal == SIGSYS) complain("the daemon was ended for a system call that --seccomp=%s does not allow", options.seccomp);
+    // Our own end looks like the daemon's, but for a core of this program.
+    setrlimit(RLIMIT_CORE, &(struct rlimit){0, 0});
+    unblock_signals();
+    struct sigaction action = {.sa_handler = SIG_DFL};
+    sigaction(signal, &action, NULL);
+    raise(signal);
+  }
+  return code;
+}
