@@ -4,8 +4,10 @@
  */
 import { statSync } from 'node:fs';
 import { dirname, resolve } from 'node:path';
+import { capabilitySet } from './capabilities.js';
 import { IdMap } from './fs/idmap.js';
 import { XattrMap } from './fs/xattrmap.js';
+import { type IdRange, parseRange } from './idranges.js';
 import { UsageError, type Values } from './options.js';
 
 /** Whether a feature is used: never, when the guest offers it, or always (a guest that does not is refused). */
@@ -77,9 +79,14 @@ export interface Config {
   /** How many objects the guest may watch at a time. */
   readonly fsnotifyLimit: number;
 
-  /** Isolation is not there yet: no other values exist. */
-  readonly sandbox: 'none';
-  readonly seccomp: 'none';
+  readonly sandbox: 'namespace' | 'chroot' | 'none';
+  /** What happens on a system call that is not allowed; none: all are. */
+  readonly seccomp: 'none' | 'kill' | 'log' | 'trap';
+  /** --modcaps as given, known to be right. */
+  readonly modcaps: string | undefined;
+  /** Maps of the user namespace; without one root needs none, and an ordinary user gets a usual one. */
+  readonly uidMap: readonly IdRange[];
+  readonly gidMap: readonly IdRange[];
 
   /** Most threads for requests that would block; 0: none, every request is served in turn; undefined: the daemon chooses. */
   readonly threadPoolSize: number | undefined;
@@ -92,6 +99,11 @@ export interface Config {
 
   /** What to tell about the command line (deprecated spellings), one log line each at level warn. */
   readonly warnings: readonly string[];
+}
+
+/** Whether the daemon is to be started by the launcher. */
+export function needsSandbox({ sandbox, seccomp, modcaps }: Config): boolean {
+  return sandbox !== 'none' || seccomp !== 'none' || modcaps !== undefined;
 }
 
 /** Longest path of a Unix socket: sizeof(sun_path) without the NUL. */
@@ -113,7 +125,8 @@ export function configFrom(values: Values, warnings: readonly string[]): Config 
     throw new UsageError('--cache=notify needs to know of changes: leave out --fsnotify=off');
   requireRules('translate-uid', () => new IdMap(values['translate-uid']));
   requireRules('translate-gid', () => new IdMap(values['translate-gid']));
-  const { xattrmap } = values;
+  const { modcaps, xattrmap } = values;
+  if (modcaps !== undefined) requireRules('modcaps', () => capabilitySet([], modcaps));
   if (xattrmap !== undefined) requireRules('xattrmap', () => new XattrMap(xattrmap));
   const timeout = TIMEOUT[values.cache];
   return Object.freeze({
@@ -141,8 +154,11 @@ export function configFrom(values: Values, warnings: readonly string[]): Config 
     translateGid: Object.freeze([...values['translate-gid']]),
     fsnotify: values.fsnotify,
     fsnotifyLimit: values['fsnotify-limit'],
-    sandbox: 'none',
-    seccomp: 'none',
+    sandbox: values.sandbox,
+    seccomp: values.seccomp,
+    modcaps: values.modcaps,
+    uidMap: idMap(values, 'uid-map'),
+    gidMap: idMap(values, 'gid-map'),
     threadPoolSize: values['thread-pool-size'],
     rlimitNofile: values['rlimit-nofile'],
     logLevel: values.d ? 'debug' : values['log-level'],
@@ -150,6 +166,16 @@ export function configFrom(values: Values, warnings: readonly string[]): Config 
     metrics: values.metrics === undefined ? undefined : Object.freeze(metricsAddress(values.metrics)),
     warnings: Object.freeze([...warnings]),
   });
+}
+
+function idMap(values: Values, option: 'uid-map' | 'gid-map'): readonly IdRange[] {
+  if (values[option].length > 0 && values.sandbox !== 'namespace')
+    throw new UsageError(`--${option} needs a user namespace: use --sandbox=namespace`);
+  try {
+    return Object.freeze(values[option].map(parseRange));
+  } catch (error) {
+    throw new UsageError(`--${option}: ${(error as Error).message}`);
+  }
 }
 
 function sharedDirectory(path: string | undefined): string {

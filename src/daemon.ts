@@ -5,7 +5,6 @@
  * no second isolate (10 MiB), no message between threads on a request's way. What needs the event loop (the metrics server)
  * has a worker thread of its own; signals arrive through eventfds.
  */
-import { readFileSync } from 'node:fs';
 import { constants } from 'node:os';
 import { VhostUserBackend, WaitLoop } from 'vhost-user-ts';
 import { native } from 'vhost-user-ts/native';
@@ -16,6 +15,7 @@ import { openPassthrough, type PassthroughFs } from './fs/passthrough.js';
 import { Opcode } from './fuse/abi.js';
 import { OPCODES, operationOf } from './fuse/opcodes.js';
 import { describe, FuseServer, type RequestMetrics, type ServerHooks } from './fuse/server.js';
+import { setOpenFilesLimit } from './limits.js';
 import type { ListeningSocket } from './listen.js';
 import { log } from './log.js';
 import { HotMetrics, Slot } from './metrics/hot.js';
@@ -23,6 +23,7 @@ import { type FeedEnd, MetricsServer } from './metrics/server.js';
 import { VERSION } from './options.js';
 import { EventCarriers } from './queue/carriers.js';
 import { Offload } from './queue/offload.js';
+import { type Handover, lockUp } from './sandbox.js';
 import type { Started } from './start.js';
 import { StartError } from './starterror.js';
 import { withEchoes } from './watch/echofs.js';
@@ -31,11 +32,10 @@ import { Fsnotify } from './watch/fsnotify.js';
 import { ShareNodes } from './watch/sharenodes.js';
 
 const { EAGAIN } = constants.errno;
-/** virtiofsd's limit of open files, unless the kernel's own is lower. */
-const DEFAULT_OPEN_FILES = 1_000_000;
 /** Threads for calls that would block, unless --thread-pool-size says otherwise. They start only when they are needed. */
 const DEFAULT_OFFLOAD_THREADS = 8;
 const DAY = 86_400;
+const POLLHUP = 0x10;
 
 /** One daemon: made once, {@link run} once. */
 export class Daemon {
@@ -51,12 +51,18 @@ export class Daemon {
   readonly #metrics: HotMetrics | undefined;
   readonly #metricsServer: MetricsServer | undefined;
   #backend: VhostUserBackend | undefined;
+  /** Its socket. */
+  #client = -1;
   #running = true;
   /** Has each request logged, or not, by the level of now. */
   #trace = (): void => {};
 
-  /** Makes everything ready to serve. @throws StartError for what the user can put right */
-  constructor(config: Config, { socket, end, level }: Started) {
+  /**
+   * Makes everything ready to serve.
+   * @param sandbox what was made outside the sandbox that we are in
+   * @throws StartError for what the user can put right
+   */
+  constructor(config: Config, { socket, end, level }: Started, sandbox?: Handover) {
     this.#config = config;
     this.#socket = socket;
     this.#loop.add(end, true, () => this.#stop('signal'));
@@ -66,16 +72,16 @@ export class Daemon {
       this.#trace();
     });
     for (const warning of config.warnings) log.warn(warning);
-    setOpenFilesLimit(config.rlimitNofile);
+    if (sandbox === undefined) setOpenFilesLimit(config.rlimitNofile);
     native.umask(0); // modes come from the guest as they are to be
     this.#offload = new Offload(config.threadPoolSize ?? DEFAULT_OFFLOAD_THREADS);
-    this.#fs = openShare(config, this.#offload);
+    this.#fs = openShare(config, sandbox?.root ?? config.sharedDir, this.#offload);
     const hooks: ServerHooks = { jobs: this.#offload, warn: (line) => log.limited('warn', 'session', line) };
     this.#events = this.#openEvents();
     if (this.#events !== undefined) hooks.events = this.#events;
     if (config.metrics !== undefined) {
       this.#metrics = new HotMetrics(OPCODES.length);
-      this.#metricsServer = serveMetrics(config, this.#metrics, this.#events, this.#openFeed());
+      this.#metricsServer = serveMetrics(config, this.#metrics, this.#events, this.#openFeed(sandbox), sandbox);
       hooks.metrics = requestMetrics(this.#metrics);
     }
     const { share } = this.#fs;
@@ -96,6 +102,10 @@ export class Daemon {
     this.#coherence(server);
     this.#loop.add(this.#socket.fd, false, () => this.#accept());
     this.#loop.add(this.#offload.eventfd, true, () => this.#device.completions());
+    if (sandbox !== undefined) {
+      if (config.sandbox === 'chroot') log.load(); // no module can be read later
+      lockUp(sandbox, this.#fs.share.fd(ROOT_SLOT));
+    }
   }
 
   /** Serves until the end. @returns the process's exit status */
@@ -156,11 +166,13 @@ export class Daemon {
   }
 
   /** What `virtiofsd-ts events` reads of the metrics server. */
-  #openFeed(): FeedEnd | undefined {
+  #openFeed(sandbox: Handover | undefined): FeedEnd | undefined {
     const events = this.#events;
     if (events === undefined) return undefined;
     const { share } = this.#fs;
-    const feed = new EventFeed(this.#config.sharedDir, {
+    const root = this.#config.sandbox === 'chroot' ? '/' : (sandbox?.root ?? this.#config.sharedDir);
+    const feed = new EventFeed(root, {
+      procfd: share.procfd,
       fd(nodeid) {
         const slot = share.inodes.find(nodeid);
         return slot < 0 ? slot : share.fd(slot);
@@ -221,6 +233,7 @@ export class Daemon {
         log.limited('error', 'accept', `a client cannot be accepted (errno ${-fd})`);
         return;
       }
+      if (this.#backend !== undefined && (native.poll(this.#client, 0, 0) & POLLHUP) !== 0) this.#backend.close('it has hung up');
       if (this.#backend !== undefined) {
         // One guest, one daemon: a second front end would share nothing but the socket.
         native.close(fd);
@@ -229,6 +242,7 @@ export class Daemon {
       }
       log.info('a client connected');
       this.#metrics?.add(Slot.connections, 1);
+      this.#client = fd;
       this.#backend = new VhostUserBackend(this.#device, fd, this.#loop);
       this.#device.attach(this.#backend);
     }
@@ -263,22 +277,10 @@ export class Daemon {
   }
 }
 
-/** RLIMIT_NOFILE as virtiofsd sets it; 0 leaves it. The file system takes what is in force. */
-function setOpenFilesLimit(wanted: number | undefined): void {
-  if (wanted === 0) return;
-  const kernel = Number(readFileSync('/proc/sys/fs/nr_open', 'utf8'));
-  const limit = wanted ?? Math.min(DEFAULT_OPEN_FILES, kernel);
-  const reached = native.setOpenFilesLimit(limit);
-  if (reached < 0) throw new StartError(`--rlimit-nofile=${limit}: the limit of open files cannot be set (errno ${-reached})`);
-  if (wanted !== undefined && reached < wanted) {
-    throw new StartError(`--rlimit-nofile=${wanted}: only ${reached} are allowed here: choose a smaller limit`);
-  }
-}
-
-function openShare(config: Config, offload: Offload): PassthroughFs {
+function openShare(config: Config, root: string, offload: Offload): PassthroughFs {
   try {
     return openPassthrough({
-      root: config.sharedDir,
+      root,
       cache: config.cache === 'notify' ? 'auto' : config.cache,
       xattr: config.xattr,
       ...(config.xattrmap === undefined ? {} : { xattrmap: config.xattrmap }),
@@ -292,7 +294,8 @@ function openShare(config: Config, offload: Offload): PassthroughFs {
       warn: (message) => log.limited('warn', 'share', message),
     });
   } catch (error) {
-    throw new StartError((error as Error).message);
+    // In the sandbox the share is at another path, which means nothing to anybody.
+    throw new StartError((error as Error).message.replace(new RegExp(`^${root}:`), `${config.sharedDir}:`));
   }
 }
 
@@ -312,7 +315,13 @@ function serverOptions(config: Config) {
   };
 }
 
-function serveMetrics(config: Config, metrics: HotMetrics, events: EventCarriers | undefined, feed: FeedEnd | undefined): MetricsServer {
+function serveMetrics(
+  config: Config,
+  metrics: HotMetrics,
+  events: EventCarriers | undefined,
+  feed: FeedEnd | undefined,
+  sandbox: Handover | undefined,
+): MetricsServer {
   const address = config.metrics as NonNullable<Config['metrics']>;
   const server = new MetricsServer(
     address,
@@ -323,9 +332,11 @@ function serveMetrics(config: Config, metrics: HotMetrics, events: EventCarriers
       version: VERSION,
     },
     feed,
+    sandbox?.metrics,
   );
   try {
     server.ready();
+    if (config.sandbox === 'chroot') server.loaded();
   } catch (error) {
     throw new StartError((error as Error).message);
   }

@@ -2,14 +2,14 @@
 import { lstatSync, rmSync } from 'node:fs';
 import { constants } from 'node:os';
 import { resolve } from 'node:path';
-import { cString, native } from 'vhost-user-ts/native';
-import type { ListenOn } from './config.js';
+import { arenaAlloc, cString, native } from 'vhost-user-ts/native';
+import type { ListenOn, MetricsAddress } from './config.js';
 import { StartError } from './starterror.js';
 
 const BACKLOG = 8;
 const AF_UNIX = 1;
 const UNCHANGED = 0xffff_ffff;
-const { EADDRINUSE, ECONNREFUSED, ENOTSOCK, EACCES, EPERM } = constants.errno;
+const { EADDRINUSE, EADDRNOTAVAIL, ECONNREFUSED, ENOTSOCK, EACCES, EPERM } = constants.errno;
 
 /** A listening Unix socket. */
 export class ListeningSocket {
@@ -20,9 +20,18 @@ export class ListeningSocket {
   readonly #inode: number;
   #closed = false;
 
-  /** @throws StartError with what to do */
-  constructor(on: ListenOn) {
+  /**
+   * @param ready the socket, when it was made already (and somebody else removes its file)
+   * @throws StartError with what to do
+   */
+  constructor(on: ListenOn, ready?: number) {
     this.inherited = on.kind === 'fd';
+    if (ready !== undefined) {
+      this.fd = ready;
+      this.#path = undefined;
+      this.#inode = 0;
+      return;
+    }
     if (on.kind === 'fd') {
       this.fd = inherited(on.fd);
       this.#path = undefined;
@@ -32,6 +41,11 @@ export class ListeningSocket {
     this.#path = resolve(on.path); // the working directory changes (see xattrs in native/fsops.cc)
     this.fd = bind(on.path, on.group);
     this.#inode = lstatSync(on.path, { throwIfNoEntry: false })?.ino ?? 0;
+  }
+
+  /** The socket's file, for whoever is to remove it: its inode number and path. */
+  get file(): string | undefined {
+    return this.#path === undefined ? undefined : `${this.#inode}:${this.#path}`;
   }
 
   /** The next client, or -errno (-EAGAIN when none waits). */
@@ -59,6 +73,38 @@ function inherited(fd: number): number {
   return fd;
 }
 
+/** The socket that metrics are served at, for a daemon that can make none itself. @throws StartError as the metrics server says it */
+export function listenForMetrics(address: MetricsAddress): number {
+  if ('path' in address) {
+    let fd = native.unixListen(cString(address.path), METRICS_BACKLOG);
+    if (fd === -EADDRINUSE && isStale(address.path)) {
+      rmSync(address.path, { force: true });
+      fd = native.unixListen(cString(address.path), METRICS_BACKLOG);
+    }
+    return served(fd, `unix:${address.path}`);
+  }
+  const { host, port } = address;
+  const fd = native.tcpListen(cString(host), cString(String(port), portName), METRICS_BACKLOG);
+  return served(fd, host.includes(':') ? `[${host}]:${port}` : `${host}:${port}`);
+}
+
+const METRICS_BACKLOG = 64;
+const portName = arenaAlloc(64);
+
+function served(fd: number, name: string): number {
+  if (fd >= 0) return fd;
+  const reason = fd === -EADDRINUSE ? 'it is in use already' : fd === -EADDRNOTAVAIL ? 'there is no such address here' : `errno ${-fd}`;
+  throw new StartError(`metrics cannot be served at ${name}: ${reason}`);
+}
+
+/** Whether a path is a socket that nobody listens on. */
+function isStale(path: string): boolean {
+  if (!lstatSync(path, { throwIfNoEntry: false })?.isSocket()) return false;
+  const probe = native.unixConnect(cString(path));
+  if (probe >= 0) native.close(probe);
+  return probe === -ECONNREFUSED;
+}
+
 function bind(path: string, group: string | undefined): number {
   const gid = group === undefined ? -1 : native.groupId(cString(group));
   if (group !== undefined && gid < 0) throw new StartError(`--socket-group=${group}: there is no such group`);
@@ -84,8 +130,6 @@ function bind(path: string, group: string | undefined): number {
 function removeStale(path: string): void {
   if (!lstatSync(path).isSocket())
     throw new StartError(`--socket-path=${path} exists and is not a socket: remove it or choose another path`);
-  const probe = native.unixConnect(cString(path));
-  if (probe >= 0) native.close(probe);
-  if (probe !== -ECONNREFUSED) throw new StartError(`--socket-path=${path}: another process listens there: choose another path`);
+  if (!isStale(path)) throw new StartError(`--socket-path=${path}: another process listens there: choose another path`);
   rmSync(path, { force: true });
 }

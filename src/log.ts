@@ -159,6 +159,11 @@ export class Log {
     }
   }
 
+  /** Loads what the first line would. */
+  load(): void {
+    this.#pino ??= this.#load();
+  }
+
   #write(level: Level, message: string, fields?: Fields): void {
     this.#pino ??= this.#load();
     this.#pino[level](fields ?? {}, message);
@@ -291,14 +296,15 @@ const SEVERITY: Readonly<Record<Level, number>> = { error: 3, warn: 4, info: 6, 
  * Writes to the system log: one datagram a line to /dev/log. Goes with the format `bare`.
  * @param connect opens a datagram socket connected to the system log: a descriptor, or -errno. Called at once, and again when the
  *   log daemon was restarted.
+ * @param pid what the lines name; in a pid namespace our own number means nothing to anybody else
  * @returns the sink, or -errno when there is no system log.
  */
-export function syslogSink(ident: string, connect: () => number): Sink | number {
+export function syslogSink(ident: string, connect: () => number, pid: number = process.pid): Sink | number {
   let fd = connect();
   if (fd < 0) return fd;
   return (line, level) => {
     // Without a time, which is allowed: the log daemon puts its own.
-    const bytes = Buffer.from(`<${LOG_USER | SEVERITY[level]}>${ident}[${process.pid}]: ${line}`);
+    const bytes = Buffer.from(`<${LOG_USER | SEVERITY[level]}>${ident}[${pid}]: ${line}`);
     if (fd >= 0 && sendDatagram(fd, bytes)) return;
     if (fd >= 0) closeSync(fd);
     fd = connect();

@@ -62,7 +62,6 @@ const MAPPINGS =
   "guest:GUEST:HOST:COUNT maps guest ids to host ids, host:HOST:GUEST:COUNT host ids to guest ids, map:GUEST:HOST:COUNT both ways; squash-guest and squash-host map a range to one id; forbid-guest:GUEST:COUNT makes the guest's use of such an id an error. May be given more than once";
 
 const NO_MIGRATION = 'is not available yet, as live migration is not: leave it out';
-const NO_SANDBOX = 'is not available yet: use --sandbox=none';
 
 export const OPTIONS = [
   // --- Share ---
@@ -233,56 +232,48 @@ export const OPTIONS = [
     value: 'MODE',
     choices: ['namespace', 'chroot', 'none'],
     anyCase: true,
-    default: 'none',
-    available: ['none'],
-    refusal: NO_SANDBOX,
+    default: 'namespace',
     group: 'Isolation',
     summary: 'How the daemon locks itself in',
-    note: 'only none so far, which is therefore the default (virtiofsd: namespace)',
+    details:
+      'namespace: in namespaces of its own, where there are no files but the share and its own code, no network and no other processes; an ordinary user gets a user namespace, too; chroot: for root without CAP_SYS_ADMIN, keeps paths inside the share; none: not at all',
   },
   {
     name: 'seccomp',
     type: 'string',
     value: 'ACTION',
     choices: ['none', 'kill', 'log', 'trap'],
-    default: 'none',
-    available: ['none'],
-    refusal: 'is not available yet: use --seccomp=none',
+    default: 'kill',
     group: 'Isolation',
-    summary: 'What happens on a system call that is not allowed',
-    note: 'only none so far, which is therefore the default (virtiofsd: kill)',
+    summary: 'What happens on a system call that the daemon has no need of',
+    details: 'kill: the daemon is ended; log: the kernel logs it; trap: SIGSYS; none: all are allowed',
   },
   {
     name: 'modcaps',
     type: 'string',
     value: 'CAPS',
-    available: [],
-    refusal: 'is not available yet: leave it out',
     group: 'Isolation',
     summary: 'Capabilities to keep (+) or to drop (-), for example +sys_admin:-chown',
-    note: 'refused so far',
+    details:
+      'Kept are chown, dac_override, fowner, fsetid, setgid, setuid, mknod and setfcap, and dac_read_search unless --inode-file-handles=never; trusted.* attributes (overlayfs in the guest) need +sys_admin',
   },
   {
     name: 'uid-map',
     type: 'string',
     value: 'MAP',
     repeat: true,
-    available: [],
-    refusal: 'is not available yet: leave it out, or use --translate-uid, which needs no user namespace',
     group: 'Isolation',
-    summary: 'Map user ids into the user namespace, given as :INSIDE:OUTSIDE:COUNT:',
-    note: 'refused so far',
+    summary: 'Map user ids into the user namespace, given as :INSIDE:OUTSIDE:COUNT: (any delimiter)',
+    details: "An ordinary user's own id and the subordinate ids of /etc/subuid are mapped otherwise. May be given more than once",
+    note: 'may be used by root, too; without it subordinate ids are mapped',
   },
   {
     name: 'gid-map',
     type: 'string',
     value: 'MAP',
     repeat: true,
-    available: [],
-    refusal: 'is not available yet: leave it out, or use --translate-gid, which needs no user namespace',
     group: 'Isolation',
-    summary: 'Map group ids into the user namespace, given as :INSIDE:OUTSIDE:COUNT:',
-    note: 'refused so far',
+    summary: 'Map group ids into the user namespace, in the same way',
   },
 
   // --- Migration ---

@@ -7,9 +7,11 @@ import { cString, native } from 'vhost-user-ts/native';
 import type { Config } from './config.js';
 import { ListeningSocket } from './listen.js';
 import { log, syslogSink } from './log.js';
-import { PROGRAM } from './options.js';
+import { PROGRAM, UsageError } from './options.js';
+import type { Handover } from './sandbox.js';
 import { StartError } from './starterror.js';
 
+const { ENOTCONN } = constants.errno;
 const { SIGHUP, SIGINT, SIGTERM, SIGUSR1 } = constants.signals;
 
 export interface Started {
@@ -18,26 +20,42 @@ export interface Started {
   readonly end: number;
   /** Eventfd of SIGUSR1: the next log level. */
   readonly level: number;
+  /** Socket of the system log, -1 when the log goes elsewhere. */
+  readonly syslog: number;
 }
 
-/** @throws StartError for what the user can put right */
-export function start(config: Config): Started {
-  openLog(config);
+/**
+ * @param sandbox what was made outside the sandbox that we are in
+ * @throws StartError, UsageError for what the user can put right
+ */
+export function start(config: Config, sandbox?: Handover): Started {
+  if (sandbox === undefined && config.sandbox === 'chroot' && process.geteuid?.() !== 0)
+    throw new UsageError('--sandbox=chroot is for root: use --sandbox=namespace, which needs no privileges, or none');
+  const syslog = openLog(config, sandbox);
   const end = native.eventfd(0);
   for (const signal of [SIGTERM, SIGINT, SIGHUP]) native.signalToEventfd(signal, end);
   const level = native.eventfd(0);
   native.signalToEventfd(SIGUSR1, level);
-  const socket = new ListeningSocket(config.listenOn);
+  const socket = new ListeningSocket(config.listenOn, sandbox?.listen);
   process.once('exit', () => socket.close()); // also when the rest of the start fails
-  return { socket, end, level };
+  return { socket, end, level, syslog };
 }
 
-function openLog({ logLevel, syslog }: Config): void {
+function openLog({ logLevel, syslog }: Config, sandbox: Handover | undefined): number {
   if (!syslog) {
     log.configure({ level: logLevel });
-    return;
+    return -1;
   }
-  const sink = syslogSink(PROGRAM, () => native.unixDatagram(cString('/dev/log')));
+  const first = sandbox?.syslog ?? native.unixDatagram(cString('/dev/log'));
+  let fd = first;
+  const connect = () => {
+    const result = fd;
+    // In the sandbox there is no way to another one, when the log daemon is started anew.
+    fd = -ENOTCONN;
+    return result === -ENOTCONN && sandbox === undefined ? native.unixDatagram(cString('/dev/log')) : result;
+  };
+  const sink = syslogSink(PROGRAM, connect, sandbox?.pid);
   if (typeof sink === 'number') throw new StartError('--syslog: no system log listens at /dev/log: start one or leave the option out');
   log.configure({ level: logLevel, format: 'bare', sink });
+  return first;
 }

@@ -7,7 +7,7 @@ import type { MetricsAddress } from '../config.js';
 import { FeedReader } from '../watch/feed.js';
 import { type FeedEnd, REPORT_BYTES, Report, State, type ThreadData } from './server.js';
 
-const { address, report, feed, ...source } = workerData as ThreadData;
+const { address, report, feed, socket, ...source } = workerData as ThreadData;
 
 /** prom-client takes as long to load as the whole start of the daemon, so it comes after the socket. */
 const registry = async () => (await import('./prometheus.js')).registryOf(source);
@@ -23,9 +23,14 @@ const server = createServer((request, response) => {
 server.maxConnections = 32;
 
 server.on('listening', () => {
-  const bound = server.address() as AddressInfo | string;
-  tell(State.listening, typeof bound === 'string' ? 0 : bound.port);
+  const bound = server.address() as AddressInfo | string | null;
+  const port = typeof bound === 'string' ? 0 : (bound?.port ?? 0);
+  tell(State.listening, port);
   loaded = registry();
+  loaded.then(
+    () => tell(State.loaded, port),
+    () => {}, // told to who asks for metrics
+  );
 });
 
 let cleaned = false;
@@ -42,7 +47,8 @@ listen();
 
 function listen(): void {
   try {
-    server.listen('path' in address ? { path: address.path } : { host: address.host, port: address.port });
+    if (socket !== undefined) server.listen({ fd: socket });
+    else server.listen('path' in address ? { path: address.path } : { host: address.host, port: address.port });
   } catch (error) {
     fail(error as Error);
   }

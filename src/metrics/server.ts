@@ -10,7 +10,7 @@ import type { MetricsSource } from './prometheus.js';
 
 /** Words of the block that tells how the start went; a message follows after them. */
 export const Report = { state: 0, port: 1, length: 2, words: 3 } as const;
-export const State = { starting: 0, listening: 1, failed: 2 } as const;
+export const State = { starting: 0, listening: 1, failed: 2, loaded: 3 } as const;
 export const REPORT_BYTES = 1024;
 
 /** What GET /events reads: the block of `watch/feed.ts`, and an eventfd that tells the device thread of a new reader. */
@@ -24,6 +24,8 @@ export interface ThreadData extends MetricsSource {
   readonly address: MetricsAddress;
   readonly report: SharedArrayBuffer;
   readonly feed: FeedEnd | undefined;
+  /** A socket that listens at `address` already. */
+  readonly socket: number | undefined;
 }
 
 const START_TIMEOUT_MS = 10_000;
@@ -35,10 +37,16 @@ export class MetricsServer {
   readonly #report = new SharedArrayBuffer(REPORT_BYTES);
   readonly #words = new Int32Array(this.#report, 0, Report.words);
 
-  /** Starts the thread and returns at once; {@link ready} tells whether it serves. */
-  constructor(address: MetricsAddress, source: MetricsSource, feed?: FeedEnd) {
+  readonly #socket: number | undefined;
+
+  /**
+   * Starts the thread and returns at once; {@link ready} tells whether it serves.
+   * @param socket a socket that listens at `address` already, whose file somebody else removes
+   */
+  constructor(address: MetricsAddress, source: MetricsSource, feed?: FeedEnd, socket?: number) {
     this.#address = 'path' in address ? { path: resolve(address.path) } : address; // the working directory changes
-    const workerData: ThreadData = { ...source, address, report: this.#report, feed };
+    this.#socket = socket;
+    const workerData: ThreadData = { ...source, address, report: this.#report, feed, socket };
     this.#worker = new Worker(new URL('./server-thread.js', import.meta.url), {
       workerData,
       execArgv: [],
@@ -64,10 +72,16 @@ export class MetricsServer {
     return this.#words[Report.port] as number;
   }
 
+  /** Waits until the thread needs to load nothing more. */
+  loaded(): void {
+    Atomics.wait(this.#words, Report.state, State.listening, START_TIMEOUT_MS);
+  }
+
   /** Ends the thread and removes its Unix socket; at once, so that it can be the last thing before the process ends. */
   close(): void {
     void this.#worker.terminate();
-    if (!('path' in this.#address) || Atomics.load(this.#words, Report.state) !== State.listening) return;
+    const state = Atomics.load(this.#words, Report.state);
+    if (!('path' in this.#address) || this.#socket !== undefined || (state !== State.listening && state !== State.loaded)) return;
     try {
       unlinkSync(this.#address.path);
     } catch {

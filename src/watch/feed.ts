@@ -2,8 +2,7 @@
  * What is watched and what is sent, as lines of JSON for people who look (`virtiofsd-ts events`): written by the device thread
  * into shared memory only while somebody reads, passed on by the metrics server's thread.
  */
-import { readlinkSync } from 'node:fs';
-import { arena } from 'vhost-user-ts/native';
+import { arena, arenaAlloc, arenaString, cString, native } from 'vhost-user-ts/native';
 import { FsnotifyRecord, FsnotifyRecordFlag, NotifyCode, OutHeader } from '../fuse/abi.js';
 import { maskText } from './mask.js';
 
@@ -12,10 +11,14 @@ export const FeedWord = { readers: 0, written: 1, wanted: 2, count: 4 } as const
 /** Bytes of the ring of lines behind the words. */
 export const FEED_BYTES = 1 << 20;
 
+const PATH_MAX = 4096;
+
 /** What the device knows of a node. */
 export interface FeedSource {
   /** An O_PATH descriptor of a node, or -errno. */
   fd(nodeid: number): number;
+  /** A descriptor of /proc/self/fd. */
+  readonly procfd: number;
   /** Every watch: nodeid and mask in words. */
   list(): Iterable<{ nodeid: number; mask: string }>;
 }
@@ -26,11 +29,14 @@ export class EventFeed {
   readonly #words = new Int32Array(this.buffer, 0, FeedWord.count);
   readonly #ring = new Uint8Array(this.buffer, 4 * FeedWord.count);
   readonly #root: string;
+  readonly #prefix: string;
+  readonly #link = arenaAlloc(PATH_MAX);
   readonly #source: FeedSource;
 
   /** @param root the shared directory: paths are told relative to it */
   constructor(root: string, source: FeedSource) {
     this.#root = root;
+    this.#prefix = root.endsWith('/') ? root : `${root}/`;
     this.#source = source;
   }
 
@@ -77,14 +83,11 @@ export class EventFeed {
 
   #path(nodeid: number): string {
     const fd = this.#source.fd(nodeid);
-    if (fd < 0) return `nodeid ${nodeid}`;
-    try {
-      const path = readlinkSync(`/proc/self/fd/${fd}`);
-      if (path === this.#root) return '.';
-      return path.startsWith(`${this.#root}/`) ? path.slice(this.#root.length + 1) : path;
-    } catch {
-      return `nodeid ${nodeid}`;
-    }
+    const length = fd < 0 ? fd : native.readlinkat(this.#source.procfd, cString(String(fd)), this.#link, PATH_MAX);
+    if (length < 0) return `nodeid ${nodeid}`;
+    const path = arenaString(this.#link, length);
+    if (path === this.#root) return '.';
+    return path.startsWith(this.#prefix) ? path.slice(this.#prefix.length) : path;
   }
 
   #line(fields: Record<string, unknown>): void {

@@ -27,7 +27,8 @@ interface Case {
   options: string[];
 }
 
-const ACL = ['--xattr', '--posix-acl'];
+// CAP_SYS_ADMIN is for trusted attributes, which the reference has.
+const ACL = ['--xattr', '--posix-acl', '--modcaps=+sys_admin'];
 const cases: Case[] = [
   { name: 'UML 6.12', kind: 'uml', kernel: '6.12', options: ACL },
   { name: 'UML 6.12, cache never', kind: 'uml', kernel: '6.12', options: [...ACL, '--cache=never', '--allow-mmap'] },

@@ -427,7 +427,7 @@ describe('at rest', () => {
 /** How often any of its threads slept and woke up since the start. */
 function switches(daemon: TestDaemon): number {
   return fs
-    .readdirSync(`/proc/${daemon.pid}/task`)
+    .readdirSync(`/proc/${daemon.inside}/task`)
     .map((task) => /^voluntary_ctxt_switches:\s+(\d+)/m.exec(daemon.proc(`task/${task}/status`))?.[1])
     .reduce((sum, n) => sum + Number(n), 0);
 }

@@ -319,8 +319,9 @@ describe('attributes and identities', () => {
     const unable = { flags2: LINUX_INIT_FLAGS2 & ~InitFlag2.SECURITY_CTX };
     for (const [options, able, other] of [
       [['--xattr'], 0, 0],
-      [['--security-label=auto'], InitFlag2.SECURITY_CTX, 0],
-      [['--security-label'], InitFlag2.SECURITY_CTX, EPROTO],
+      // The kernel wants CAP_SYS_ADMIN for labels of no security module.
+      [['--security-label=auto', '--modcaps=+sys_admin'], InitFlag2.SECURITY_CTX, 0],
+      [['--security-label', '--modcaps=+sys_admin'], InitFlag2.SECURITY_CTX, EPROTO],
     ] as const) {
       await using daemon = await TestDaemon.start(options);
       const client = daemon.session();
@@ -607,18 +608,8 @@ describe('refused', () => {
     [[...base, '--frobnicate'], 'unknown option --frobnicate: see --help'],
     [[...base, '--shared-dirs=/x'], 'unknown option --shared-dirs: did you mean --shared-dir?'],
     [[...base, 'extra'], "unexpected argument 'extra': every option starts with --, see --help"],
-    [[...base, '--sandbox=chroot'], '--sandbox=chroot is not available yet: use --sandbox=none'],
-    [[...base, '--sandbox=namespace'], '--sandbox=namespace is not available yet: use --sandbox=none'],
-    [[...base, '--seccomp=kill'], '--seccomp=kill is not available yet: use --seccomp=none'],
-    [[...base, '--modcaps=+sys_admin'], '--modcaps=+sys_admin is not available yet: leave it out'],
-    [
-      [...base, '--uid-map=:0:1:1:'],
-      '--uid-map=:0:1:1: is not available yet: leave it out, or use --translate-uid, which needs no user namespace',
-    ],
-    [
-      [...base, '--gid-map=:0:1:1:'],
-      '--gid-map=:0:1:1: is not available yet: leave it out, or use --translate-gid, which needs no user namespace',
-    ],
+    [[...base, '--modcaps=sys_admin'], "--modcaps: 'sys_admin' has neither + nor -: give for example +sys_admin:-chown"],
+    [[...base, '--uid-map=0:1:1'], '--uid-map: 0:1:1 is no map: give :INSIDE:OUTSIDE:COUNT:'],
     [[...base, '--migration-mode=find-paths'], `--migration-mode=find-paths ${noMigration}`],
     [[...base, '--migration-on-error=abort'], `--migration-on-error=abort ${noMigration}`],
     [[...base, '--migration-verify-handles'], `--migration-verify-handles ${noMigration}`],

@@ -236,7 +236,8 @@ const VARIANTS: readonly Variant[] = [
 
 for (const variant of VARIANTS) {
   test(`a session: ${variant.name}`, needsRoot, async () => {
-    await using daemon = await TestDaemon.start(['--xattr', '--metrics=unix:{folder}/metrics', ...variant.options]);
+    // The direct calls have CAP_SYS_ADMIN, too: it is for trusted attributes.
+    await using daemon = await TestDaemon.start(['--xattr', '--modcaps=+sys_admin', '--metrics=unix:{folder}/metrics', ...variant.options]);
     const mirror = join(daemon.folder, 'mirror');
     prepare(daemon.share);
     prepare(mirror);

@@ -4,7 +4,7 @@
  */
 import assert from 'node:assert/strict';
 import { type ChildProcess, spawn, spawnSync } from 'node:child_process';
-import { closeSync, mkdirSync, mkdtempSync, openSync, readdirSync, readFileSync, readlinkSync, rmSync } from 'node:fs';
+import { closeSync, mkdirSync, mkdtempSync, openSync, readdirSync, readFileSync, readlinkSync, rmSync, statSync } from 'node:fs';
 import { get } from 'node:http';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -50,12 +50,15 @@ export class TestDaemon {
   ready = 0;
   readonly #clients = new Set<FuseClient>();
   readonly #status: number;
+  readonly #sandboxed: boolean;
+  #inside: number | undefined;
 
   private constructor(options: readonly string[], settings: Settings) {
     this.folder = mkdtempSync(join(tmpdir(), 'daemon-'));
     this.share = settings.share ?? join(this.folder, 'share');
     this.socket = join(this.folder, 'fs.sock');
     this.#status = settings.status ?? 0;
+    this.#sandboxed = !(options.includes('--sandbox=none') && options.includes('--seccomp=none'));
     if (settings.share === undefined) mkdirSync(this.share);
     const log = openSync(join(this.folder, 'log'), 'w');
     const listen = settings.listen ?? ['--socket-path', this.socket];
@@ -95,8 +98,35 @@ export class TestDaemon {
     return daemon;
   }
 
+  /** The process that was started, and gets the signals. */
   get pid(): number {
     return this.process.pid as number;
+  }
+
+  /** The process that serves: inside the sandbox, if there is one. */
+  get inside(): number {
+    if (this.#inside !== undefined) return this.#inside;
+    for (const end = performance.now() + 10_000; performance.now() < end; Atomics.wait(pause, 0, 0, 1)) {
+      let pid = this.pid;
+      let words = commandLine(pid);
+      const outside = words;
+      while (words[0]?.endsWith('/virtiofsd-ts-sandbox')) {
+        pid = Number(readFileSync(`/proc/${pid}/task/${pid}/children`, 'utf8'));
+        words = pid > 0 ? commandLine(pid) : [];
+      }
+      if (words.some((word) => word.endsWith('/main.js')) && (words !== outside || this.#sandboxed === false)) {
+        this.#inside = pid;
+        return pid;
+      }
+    }
+    throw new Error(`no process inside the sandbox: ${this.log}`);
+  }
+
+  /** The launcher's processes around it. */
+  get launchers(): number[] {
+    const found: number[] = [];
+    for (let pid = this.pid; pid !== this.inside; pid = Number(readFileSync(`/proc/${pid}/task/${pid}/children`, 'utf8'))) found.push(pid);
+    return found;
   }
 
   /** A front end that has started the device. */
@@ -142,14 +172,14 @@ export class TestDaemon {
 
   /** A file of /proc/PID. */
   proc(name: string): string {
-    return readFileSync(`/proc/${this.pid}/${name}`, 'utf8');
+    return readFileSync(`/proc/${this.inside}/${name}`, 'utf8');
   }
 
   /** What each open descriptor leads to. */
   descriptors(): { fd: number; target: string }[] {
-    return readdirSync(`/proc/${this.pid}/fd`).flatMap((fd) => {
+    return readdirSync(`/proc/${this.inside}/fd`).flatMap((fd) => {
       try {
-        return [{ fd: Number(fd), target: readlinkSync(`/proc/${this.pid}/fd/${fd}`) }];
+        return [{ fd: Number(fd), target: readlinkSync(`/proc/${this.inside}/fd/${fd}`) }];
       } catch {
         return []; // closed meanwhile
       }
@@ -158,8 +188,12 @@ export class TestDaemon {
 
   /** Open flags of the descriptors that lead to `path`. */
   openFlags(path: string): number[] {
+    const { dev, ino } = statSync(path);
     return this.descriptors()
-      .filter(({ target }) => target === path)
+      .filter(({ fd }) => {
+        const found = statSync(`/proc/${this.inside}/fd/${fd}`, { throwIfNoEntry: false });
+        return found?.dev === dev && found.ino === ino;
+      })
       .map(({ fd }) => Number.parseInt(/^flags:\s+(\d+)/m.exec(this.proc(`fdinfo/${fd}`))?.[1] as string, 8));
   }
 
@@ -169,7 +203,7 @@ export class TestDaemon {
   }
 
   get threads(): number {
-    return readdirSync(`/proc/${this.pid}/task`).length;
+    return readdirSync(`/proc/${this.inside}/task`).length;
   }
 
   async stop(signal: NodeJS.Signals = 'SIGTERM'): Promise<End> {
@@ -188,6 +222,16 @@ export class TestDaemon {
     rmSync(this.folder, { recursive: true, force: true });
     assert.deepEqual(end, { status: this.#status, signal: null }, text);
     assertNoStack(text);
+  }
+}
+
+const pause = new Int32Array(new SharedArrayBuffer(4));
+
+function commandLine(pid: number): string[] {
+  try {
+    return readFileSync(`/proc/${pid}/cmdline`, 'utf8').split('\0');
+  } catch {
+    return [];
   }
 }
 
