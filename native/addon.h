@@ -22,6 +22,7 @@ struct Env {
   bool inProcFd = false; // this thread's working directory is /proc/self/fd (see fsops.cc)
   bool rootChanged = false; // there is no /proc to name any more (see process.cc)
   Pool *pool = nullptr;  // offload.cc
+  double *stamp = nullptr; // where scatter notes the time of each reply (region.cc), or nowhere
   // External buffers over regions, so that they can be detached before their region is unmapped.
   struct View {
     int region;

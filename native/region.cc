@@ -6,6 +6,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 namespace {
@@ -214,6 +215,28 @@ int64_t gather(Env &e, uint32_t iov, uint32_t count, uint32_t destination, uint3
   return done;
 }
 
+#if defined(__x86_64__)
+double ticks() { return static_cast<double>(__builtin_ia32_rdtsc()); }
+#else
+double ticks() {
+  timespec now;
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return now.tv_sec * 1e9 + now.tv_nsec;
+}
+#endif
+
+// From now on each scatter writes the processor's time stamp as a double to `offset` of the arena.
+int64_t stampAt(Env &e, uint32_t offset) {
+  e.stamp = e.at<double>(offset);
+  *e.stamp = ticks();
+  return 0;
+}
+
+int64_t stamp(Env &e) {
+  if (e.stamp) *e.stamp = ticks();
+  return 0;
+}
+
 int64_t scatter(Env &e, uint32_t iov, uint32_t count, uint32_t skip, uint32_t source, uint32_t length) {
   const iovec *v = e.at<iovec>(iov);
   const char *from = e.at(source);
@@ -230,6 +253,7 @@ int64_t scatter(Env &e, uint32_t iov, uint32_t count, uint32_t skip, uint32_t so
     done += n;
     toSkip = 0;
   }
+  if (e.stamp) *e.stamp = ticks();
   return done;
 }
 
@@ -249,4 +273,6 @@ void initRegion(napi_env env, napi_value exports, Env *data) {
   add<&copy>(env, exports, data, "copy");
   add<&gather>(env, exports, data, "gather");
   add<&scatter>(env, exports, data, "scatter");
+  add<&stampAt>(env, exports, data, "stampAt");
+  add<&stamp>(env, exports, data, "stamp");
 }

@@ -131,6 +131,7 @@ export class VirtioFsDevice implements VhostUserDevice {
     const server = this.#server;
     const chain = queue.chain;
     let left = BATCH;
+    server.batch();
     do {
       queue.disableKicks();
       queue.batches++;

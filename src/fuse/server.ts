@@ -15,7 +15,9 @@ export type { Chain } from './request.js';
 
 /** Where requests are counted. `slot` is an index of `OPCODES`. */
 export interface RequestMetrics {
-  /** A request was taken. Returns what `end` gets back, a time stamp. */
+  /** A batch of requests begins, after the device has slept. */
+  batch(): void;
+  /** A request was taken. Returns what `end` gets back, a time stamp: of the reply before it in its batch. */
   begin(): number;
   /** It was answered: `errno` 0 or positive, `bytes` of data read or written (0 for all but READ, WRITE and copies). */
   end(slot: number, began: number, errno: number, bytes: number): void;
@@ -61,7 +63,7 @@ export interface ServerHooks {
   trace?: Trace;
 }
 
-const NO_METRICS: RequestMetrics = { begin: () => 0, end: () => undefined, malformed: () => undefined };
+const NO_METRICS: RequestMetrics = { batch: () => undefined, begin: () => 0, end: () => undefined, malformed: () => undefined };
 const NO_JOBS: Jobs = { lastJob: -1, capacity: 0 };
 const NO_CHAIN: Chain = { iov: 0, readableCount: 0, readableBytes: 0, writableIov: 0, writableCount: 0, writableBytes: 0 };
 
@@ -193,6 +195,11 @@ export class FuseServer {
     return this.#answer(operation, this.#began[job] as number, encoded);
   }
 
+  /** A batch of requests begins: the time of the first is counted from here. */
+  batch(): void {
+    this.#metrics.batch();
+  }
+
   /** As {@link complete} for a chain that is gone (its queue was reset): nothing is written. */
   drop(job: number): void {
     this.fs.completed(job);
@@ -240,17 +247,14 @@ export class FuseServer {
   /** Writes the reply for a handler's or a job's result, and counts it. */
   #answer(operation: Operation, began: number, result: number): number {
     const r = this.#reply;
-    if (result < 0) {
-      this.#metrics.end(operation.slot, began, -result, 0);
-      return operation.noReply ? 0 : r.error(-result);
-    }
     const encode = operation.encode;
-    if (encode !== null) {
-      this.#metrics.end(operation.slot, began, 0, result);
-      return r.ok(encode(r, result), false);
-    }
-    this.#metrics.end(operation.slot, began, 0, operation.inPlace ? result : 0);
-    return r.ok(result, operation.inPlace);
+    let length: number;
+    if (result < 0) length = operation.noReply ? 0 : r.error(-result);
+    else if (encode !== null) length = r.ok(encode(r, result), false);
+    else length = r.ok(result, operation.inPlace);
+    // After the reply: its writing notes the time.
+    this.#metrics.end(operation.slot, began, result < 0 ? -result : 0, result > 0 && (encode !== null || operation.inPlace) ? result : 0);
+    return length;
   }
 
   /** Saves what {@link complete} needs; of the iovecs only those that a header and a small body go to. */

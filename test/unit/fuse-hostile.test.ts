@@ -19,6 +19,7 @@ const GROUP = 4;
 const fs = new FakeFs();
 const counted = { requests: 0, malformed: 0, errno: 0, bytes: 0, slot: -1 };
 const metrics: RequestMetrics = {
+  batch: () => undefined,
   begin: () => ++counted.requests,
   end: (slot, _began, errno, bytes) => Object.assign(counted, { slot, errno, bytes }),
   malformed: () => {
