@@ -194,6 +194,7 @@ export class Guest {
   /** Lines of the guest's console so far. */
   readonly console: string[] = [];
   readonly pid: number;
+  readonly kind: GuestOptions['kind'];
   readonly #options: GuestOptions;
   readonly #child: Child;
   readonly #agent: Agent;
@@ -205,6 +206,7 @@ export class Guest {
     this.#options = options;
     this.#child = child;
     this.pid = child.pid;
+    this.kind = options.kind;
     this.#agent = new Agent(child.process.stdio[3] as unknown as Duplex, machine.nonce, {
       PATH: '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin',
       HOME: options.hostRoot ? '/tmp' : '/root',

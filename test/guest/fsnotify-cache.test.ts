@@ -3,11 +3,11 @@ import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
 import * as fs from 'node:fs';
 import { tmpdir } from 'node:os';
-import { join } from 'node:path';
+import { basename, join } from 'node:path';
 import { after, before, describe, it } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { buildFsnotify, PROGRAM, Watcher } from '../support/fsnotify.js';
-import { type Setup, setUp } from '../support/guests.js';
+import { pause, type Setup, setUp } from '../support/guests.js';
 import { readMetrics } from '../support/metrics.js';
 
 const folder = fs.mkdtempSync(join(tmpdir(), 'cache-'));
@@ -146,10 +146,41 @@ for (const { kind, kernel, changes } of [
       }
       t.diagnostic(`${Math.round(((Date.now() - begun) / changes) * 1000)} µs from a change to the guest's look at it, and back`);
       // And all of it together.
-      const all = "find . -type f | sort | xargs stat -c '%n %s %Y %a %h'; find . -type f | sort | xargs cat | md5sum";
-      const { stdout } = await setup.guest.run(`cd /mnt/random; ${all}`);
-      assert.equal(stdout, execFileSync('sh', ['-c', all], { cwd: root, encoding: 'utf8', env: { ...process.env, LC_ALL: 'C' } }));
+      await assertSameTree(root);
     });
+
+    it('nothing is stale after an overflow', { timeout: 120_000 }, async () => {
+      const root = join(setup.share, 'lost');
+      for (let i = 0; i < DIRECTORIES; i++) fs.mkdirSync(join(root, String(i)), { recursive: true });
+      fs.mkdirSync(join(setup.share, 'noise'));
+      const pick = random(SEED + 1);
+      for (let i = 0; i < 100; i++) change(root, pick, -i - 1);
+      await assertSameTree(root);
+      const watcher = Watcher.inGuest(setup.guest, 'fsnotify inotify 0=/mnt/lost/0 noise=/mnt/noise');
+      await watcher.ready();
+      // Names and files that are in use are not simply dropped.
+      const busy = setup.guest.spawn('cd /mnt/lost/1; exec 3<. ; echo in; sleep 1000');
+      await busy.waitForLine('in');
+      await setup.guest.run('cat /mnt/lost/2/none');
+      await pause(setup, true);
+      // More than the queue holds; what comes after it is lost.
+      for (let i = 0; i < 60_000; i++) fs.closeSync(fs.openSync(join(setup.share, 'noise', `f${i}`), 'w'));
+      for (let turn = 1; turn <= 100; turn++) change(root, pick, turn);
+      fs.writeFileSync(join(root, '2/none'), 'here');
+      await pause(setup, false);
+      await watcher.until('- Q_OVERFLOW');
+      await assertSameTree(root);
+      assert.equal((await setup.guest.run('cat /mnt/lost/2/none')).stdout, 'here');
+      watcher.close();
+      busy.kill();
+    });
+
+    /** Everything below a directory of the share is for the guest as it is. */
+    async function assertSameTree(root: string): Promise<void> {
+      const all = "find . -type f | sort | xargs stat -c '%n %s %Y %a %h'; find . -type f | sort | xargs cat | md5sum";
+      const { stdout } = await setup.guest.run(`cd /mnt/${basename(root)}; ${all}`);
+      assert.equal(stdout, execFileSync('sh', ['-c', all], { cwd: root, encoding: 'utf8', env: { ...process.env, LC_ALL: 'C' } }));
+    }
   });
 }
 

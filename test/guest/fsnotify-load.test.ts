@@ -6,7 +6,7 @@ import { basename, join } from 'node:path';
 import { after, before, describe, it } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { buildFsnotify, PROGRAM, Watcher } from '../support/fsnotify.js';
-import { type Setup, setUp } from '../support/guests.js';
+import { pause, type Setup, setUp } from '../support/guests.js';
 import { readMetrics } from '../support/metrics.js';
 import { Changer } from '../support/watch-changer.js';
 
@@ -135,17 +135,13 @@ for (const { kind, kernel, directories, files, queued } of MACHINES) {
       const root = makeDirectories(1000);
       const changer = new Changer(root);
       const overflows = await metric('overflows_sent_total');
-      const pause = async (stop: boolean) => {
-        if (kind === 'qemu') await setup.guest.qmp(stop ? 'stop' : 'cont');
-        else process.kill(setup.guest.pid, stop ? 'SIGSTOP' : 'SIGCONT');
-      };
       let full = 0;
       try {
         const { result, requests } = await storm(root, async () => {
-          await pause(true);
+          await pause(setup, true);
           await changer.do({ op: 'storm', path: '.', files: queued, directories: 1000 });
           full = memory('VmRSS');
-          await pause(false);
+          await pause(setup, false);
         });
         t.diagnostic(`${result}; ${requests}; daemon ${full} MiB with a full queue, at most ${memory('VmHWM')} MiB`);
         const [delivered, seen] = counts(result);

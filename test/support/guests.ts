@@ -56,3 +56,9 @@ export async function setUp({ share, daemonOptions = [], moreShares = [], ...opt
     },
   };
 }
+
+/** Makes the guest stand still, or go on. */
+export async function pause({ guest }: Setup, still: boolean): Promise<void> {
+  if (guest.kind === 'qemu') await guest.qmp(still ? 'stop' : 'cont');
+  else process.kill(guest.pid, still ? 'SIGSTOP' : 'SIGCONT');
+}
