@@ -38,6 +38,8 @@ static const char *const PROCESS[] = {
     "getcpu", "gettid", "getpid", "getuid", "geteuid", "getgid", "getegid", "setresuid",
     "setresgid", "setgroups", "capget", "capset", "getrandom", "getrusage", "getrlimit", "sysinfo",
     "uname", "rt_sigaction", "rt_sigprocmask", "rt_sigreturn", "rt_sigtimedwait", "sigaltstack", "exit", "exit_group",
+    "sched_getparam", "sched_getscheduler", "sched_get_priority_max", "sched_get_priority_min", "get_robust_list", "getppid", "getgroups", "getresuid",
+    "getresgid", "mincore", "time", "times",
 };
 
 static const uint32_t IOCTLS[] = {FIONBIO, FIONREAD, FIOCLEX, TCGETS, TIOCGWINSZ, FS_IOC_GETFLAGS, FS_IOC_SETFLAGS, FS_IOC_FSGETXATTR, FS_IOC_FSSETXATTR};
@@ -71,10 +73,20 @@ static int add_rules(scmp_filter_ctx ctx) {
   error |= ADD(SCMP_ACT_ALLOW, "tgkill", SCMP_A0_32(SCMP_CMP_EQ, (uint32_t)getpid()));
   // Limits are read; setting them is for the start.
   error |= ADD(SCMP_ACT_ALLOW, "prlimit64", SCMP_A0_32(SCMP_CMP_EQ, 0), SCMP_A2(SCMP_CMP_EQ, 0));
-  // What libuv tries before something older.
+  // What libuv tries before something older. Its first rings would be there before this filter: see refuse_rings.
   error |= add(ctx, SCMP_ACT_ERRNO(ENOSYS), "io_uring_setup", 0, NULL);
   error |= add(ctx, SCMP_ACT_ERRNO(ENOSYS), "openat2", 0, NULL);
   return error;
+}
+
+int refuse_rings(void) {
+  scmp_filter_ctx ctx = seccomp_init(SCMP_ACT_ALLOW);
+  if (ctx == NULL) return -1;
+  int error = seccomp_attr_set(ctx, SCMP_FLTATR_CTL_SSB, 1); // see loadFilter in process.cc
+  if (error == 0) error = add(ctx, SCMP_ACT_ERRNO(ENOSYS), "io_uring_setup", 0, NULL);
+  if (error == 0) error = seccomp_load(ctx);
+  seccomp_release(ctx);
+  return error == 0 ? 0 : -1;
 }
 
 int write_filter(const char *action, int fd) {

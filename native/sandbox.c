@@ -368,7 +368,8 @@ static void drop_privileges(void) {
 // --- processes ---
 
 static void run_command(void) {
-  if (options.seccomp != NULL && write_filter(options.seccomp, options.seccomp_fd) < 0) FAIL("the system call filter cannot be made");
+  if (options.seccomp != NULL && (write_filter(options.seccomp, options.seccomp_fd) < 0 || refuse_rings() < 0))
+    FAIL("the filter of system calls cannot be made: this kernel has no seccomp: use --seccomp=none");
   close_others(-1);
   for (int i = 0; i < options.keep_count; i++) fcntl(options.keep[i], F_SETFD, 0);
   unblock_signals();
@@ -469,7 +470,7 @@ int main(int argc, char **argv) {
   remove_leftovers();
   if (code > 128) {
     int signal = code - 128;
-    if (signal == SIGSYS) complain("the daemon was ended for a system call that --seccomp=%s does not allow", options.seccomp);
+    if (signal == SIGSYS) complain("the daemon was ended for a system call that --seccomp=%s does not allow (the kernel's log has its number)", options.seccomp);
     // Our own end looks like the daemon's, but for a core of this program.
     setrlimit(RLIMIT_CORE, &(struct rlimit){0, 0});
     unblock_signals();
