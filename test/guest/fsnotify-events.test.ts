@@ -20,11 +20,12 @@ before(() => {
 after(() => rmSync(folder, { recursive: true, force: true }));
 
 /** Notification queue (UML), lent buffers (QEMU). */
-const MACHINES = [
+const MACHINES: ['uml' | 'qemu', string][] = [
   ['uml', '6.12'],
   ['uml', '7.2'],
   ['qemu', 'debian'],
-] as const;
+];
+if (process.env['FSNOTIFY_DEBUG']) MACHINES.push(['uml', '6.12-debug']);
 
 /** A guest with the program, its share, and a second share without events at /ref: what happens there is local alone. */
 async function machine(kind: 'uml' | 'qemu', kernel: string, share?: string): Promise<Setup & { ref: Daemon }> {
@@ -37,6 +38,7 @@ async function machine(kind: 'uml' | 'qemu', kernel: string, share?: string): Pr
     const setup = await setUp({
       kind,
       kernel,
+      memoryMiB: kernel.endsWith('debug') ? 1024 : 256,
       files: { [PROGRAM]: program },
       moreShares: [{ socket: ref, tag: 'ref', mount: '/ref' }],
       ...(share === undefined ? {} : { share }),
