@@ -99,7 +99,7 @@ tests_in = $(patsubst test/%.ts,build/js/test/%.js,$(wildcard $(addprefix test/,
 NODE_TEST = $(NODE) --no-warnings --test --test-reporter=spec
 
 .PHONY: test
-test: lint test-host test-asan test-guest
+test: lint test-host test-asan test-kernel test-guest
 
 .PHONY: lint
 lint: node_modules/.package-lock.json
@@ -132,6 +132,11 @@ asan: test-asan
 .PHONY: test-asan
 test-asan: all $(ASAN_ADDON)
 	$(ASAN_ENV) $(NODE_TEST) $(call tests_in,native)
+
+# The guest kernel's half alone: a server on /dev/fuse and a vhost-user device that misbehave on purpose.
+.PHONY: test-kernel
+test-kernel:
+	qemu/guest/kernel/test/run.sh 6.12
 
 # Guests share two cores: one test file at a time.
 .PHONY: test-guest
