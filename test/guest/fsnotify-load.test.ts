@@ -45,9 +45,11 @@ for (const { kind, kernel, directories, files, queued } of MACHINES) {
     after(() => setup.end());
 
     const metric = async (name: string) => (await readMetrics(socket)).get(`virtiofsd_fsnotify_${name}`) as number;
-    const memory = (what: 'VmRSS' | 'VmHWM') => {
-      const kib = new RegExp(`${what}:\\s+(\\d+) kB`).exec(readFileSync(`/proc/${setup.daemon.pid}/status`, 'utf8'))?.[1];
-      return Math.round(Number(kib) / 1024);
+    /** MiB of the daemon, with the processes that its sandbox consists of. */
+    const memory = (what: 'VmRSS' | 'VmHWM', pid = setup.daemon.pid): number => {
+      const kib = new RegExp(`${what}:\\s+(\\d+) kB`).exec(readFileSync(`/proc/${pid}/status`, 'utf8'))?.[1];
+      const children = readFileSync(`/proc/${pid}/task/${pid}/children`, 'utf8').split(' ').filter(Boolean);
+      return children.reduce((sum, child) => sum + memory(what, Number(child)), Math.round(Number(kib) / 1024));
     };
 
     /** A directory of the share with directories 0, 1... */
