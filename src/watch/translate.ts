@@ -2,7 +2,7 @@
  * The host's events in the guest's words: nodeids for handles, one bit a record, only what the guest asked for, and before each
  * event what makes the guest's caches fresh (PROTOCOL.md, "Caches").
  */
-import { arena, arenaAlloc, EMPTY_NAME, native } from 'vhost-user-ts/native';
+import { arena, arenaAlloc, cString, EMPTY_NAME, native } from 'vhost-user-ts/native';
 import { Counter, type Counters } from './counters.js';
 import {
   DIRENT,
@@ -41,6 +41,11 @@ const DATA = FS_MODIFY | FS_CLOSE_WRITE;
 const AT_EMPTY_PATH = 0x1000;
 const STATX_NLINK_BIT = 4;
 const STATX_NLINK = 16;
+const ENOENT = 2;
+const ESTALE = 116;
+/** Where a DELETE says that a node ended whose name is not known: no directory has this one. */
+const ROOT = 1;
+const DOT = cString('.', arenaAlloc(8));
 
 export class Translator implements EventSink {
   readonly caches: Readonly<GuestCaches>;
@@ -175,12 +180,15 @@ export class Translator implements EventSink {
       if ((mask & DATA) !== 0) this.#out.invalInode(nodeid, true);
       else if ((mask & (FS_ATTRIB | FS_MOVE_SELF)) !== 0) this.#out.invalInode(nodeid, false);
     }
-    const bits = mask & (table.mask[slot] as number) & (ON_CHILD | FS_MOVE_SELF) & ~FS_DELETE_SELF;
-    if (bits === 0) return;
-    for (let i = 0; i < ORDER.length; i++) {
+    const wanted = table.mask[slot] as number;
+    const bits = mask & wanted & (ON_CHILD | FS_MOVE_SELF) & ~FS_DELETE_SELF;
+    for (let i = 0; bits !== 0 && i < ORDER.length; i++) {
       const bit = ORDER[i] as number;
       if ((bits & bit) !== 0) this.#out.record((bit | (mask & FS_ISDIR)) >>> 0, nodeid, table.generation[slot] as number, 0, 0, 0, 0, 0);
     }
+    // A file whose link count changed, to 0: removed or replaced, by what name is not said. Of a directory its parent tells.
+    if ((mask & (FS_ATTRIB | FS_ISDIR)) === FS_ATTRIB && (wanted & FS_DELETE_SELF) !== 0 && this.#ended(nodeid))
+      this.#out.deleteEntry(ROOT, nodeid, DOT, 1);
   }
 
   #rename(
@@ -254,6 +262,15 @@ export class Translator implements EventSink {
       if (this.#nodes.sameMount(this.#table.nodeid[slot] as number, nodeid)) return slot;
     }
     return 0;
+  }
+
+  /** Whether a node has no name any more, as far as can be known. */
+  #ended(nodeid: number): boolean {
+    const fd = this.#nodes.fd(nodeid);
+    if (fd < 0) return fd === -ESTALE || fd === -ENOENT;
+    return (
+      native.statx(fd, EMPTY_NAME, AT_EMPTY_PATH, STATX_NLINK_BIT, this.#statx) === 0 && arena.u32[(this.#statx + STATX_NLINK) >> 2] === 0
+    );
   }
 
   /** Whether a removed name was the last one of its inode. */

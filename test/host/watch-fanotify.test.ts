@@ -190,7 +190,23 @@ test('the end of a watched directory and file: the guest is told by DELETE with 
         .messages()
         .filter((message) => message.code === DELETE)
         .map(({ child, name }) => [child, name]),
-      [[f, 'g']],
+      // That its links have come to an end, and that this was one.
+      [
+        [f, '.'],
+        [f, 'g'],
+      ],
+    );
+    // One that is replaced, or in a directory that nobody watches: by what name it was known is not known.
+    writeFileSync(join(share.root, 'a/old'), 'x');
+    writeFileSync(join(share.root, 'a/new'), 'x');
+    const old = share.watch('a/old', IN_ALL);
+    await share.changer.do({ op: 'rename', path: 'a/new', to: 'a/old' });
+    assert.deepEqual(
+      share
+        .messages()
+        .filter((message) => message.code === DELETE)
+        .map(({ nodeid, child, name }) => [nodeid, child, name]),
+      [[1, old, '.']],
     );
   } finally {
     share.close();

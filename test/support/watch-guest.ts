@@ -102,9 +102,10 @@ export function parse(bytes: Buffer): GuestMessage {
   const u64 = (at: number) => Number(bytes.readBigUInt64LE(at));
   const message: GuestMessage = { code: bytes.readInt32LE(4), length: bytes.length, records: [], nodeid: 0, child: 0, offset: 0, name: '' };
   if (bytes.readUInt32LE(0) !== bytes.length || bytes.readBigUInt64LE(8) !== 0n) throw new Error('a bad header');
-  const named = (at: number, length: number) => {
+  const named = (at: number, length: number, dot = false) => {
     if (bytes.length !== at + length + 1 || bytes[at + length] !== 0) throw new Error('a name without its NUL');
-    return checked(bytes.toString('utf8', at, at + length));
+    const name = bytes.toString('utf8', at, at + length);
+    return dot && name === '.' ? name : checked(name);
   };
   switch (message.code) {
     case INVAL_INODE:
@@ -119,7 +120,8 @@ export function parse(bytes: Buffer): GuestMessage {
     case DELETE:
       message.nodeid = u64(HEADER);
       message.child = u64(HEADER + 8);
-      message.name = named(HEADER + 24, bytes.readUInt32LE(HEADER + 16));
+      // In the root, "." stands for a name that the server does not know.
+      message.name = named(HEADER + 24, bytes.readUInt32LE(HEADER + 16), message.nodeid === 1);
       return message;
     case FSNOTIFY:
       break;
