@@ -139,6 +139,7 @@ test-kernel:
 	qemu/guest/kernel/test/run.sh 6.12
 
 # Guests share two cores: one test file at a time.
+# FSNOTIFY_DEBUG=1: file events also in a guest kernel that checks locking and memory; it takes some minutes to build.
 .PHONY: test-guest
 test-guest: all
 	$(call need,fio,fio,to write and verify files in guests)

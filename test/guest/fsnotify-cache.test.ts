@@ -168,7 +168,7 @@ for (const { kind, kernel, changes } of [
       for (let turn = 1; turn <= 100; turn++) change(root, pick, turn);
       fs.writeFileSync(join(root, '2/none'), 'here');
       await pause(setup, false);
-      await watcher.until('- Q_OVERFLOW');
+      await watcher.until('- Q_OVERFLOW', 60_000);
       await assertSameTree(root);
       assert.equal((await setup.guest.run('cat /mnt/lost/2/none')).stdout, 'here');
       watcher.close();
