@@ -87,6 +87,8 @@ install: all
 	cd $(DESTDIR)$(LIBDIR) && npm ci --omit=dev --ignore-scripts --no-progress >&2
 	$(call launcher,$(LIBDIR)/js/src/main.js) > $(DESTDIR)$(PREFIX)/bin/virtiofsd-ts
 	chmod 755 $(DESTDIR)$(PREFIX)/bin/virtiofsd-ts
+	install -d $(DESTDIR)$(PREFIX)/share/qemu/vhost-user
+	sed 's|/usr/local/bin|$(PREFIX)/bin|' qemu/libvirt/50-virtiofsd-ts.json > $(DESTDIR)$(PREFIX)/share/qemu/vhost-user/50-virtiofsd-ts.json
 
 .PHONY: clean
 clean:

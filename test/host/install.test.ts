@@ -1,7 +1,7 @@
 /** `make install` leaves a program that needs nothing of the clone. */
 import assert from 'node:assert/strict';
 import { execFileSync, spawnSync } from 'node:child_process';
-import { mkdtempSync, realpathSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdtempSync, readFileSync, realpathSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, it } from 'node:test';
@@ -15,6 +15,9 @@ it('make install PREFIX=…: the installed program serves a share', { timeout: 1
   execFileSync('make', ['-s', '-C', repository, 'install', `PREFIX=${prefix}`], { stdio: 'pipe' });
   const program = join(prefix, 'bin/virtiofsd-ts');
   assert.match(execFileSync(program, ['--version'], { encoding: 'utf8', cwd: '/' }), /^virtiofsd-ts \d+\.\d+\.\d+\n$/);
+  // Where libvirt looks for the program of a <filesystem> without <binary>.
+  const found = JSON.parse(readFileSync(join(prefix, 'share/qemu/vhost-user/50-virtiofsd-ts.json'), 'utf8'));
+  assert.deepEqual([found.type, found.binary], ['fs', program]);
   const share = mkdtempSync(join(prefix, 'share-'));
   writeFileSync(join(share, 'file'), 'installed');
   const daemon = await startDaemon({ shareDir: share, daemon: program });
