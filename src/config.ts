@@ -14,6 +14,7 @@ import { UsageError, type Values } from './options.js';
 export type Negotiation = 'never' | 'auto' | 'always';
 export type CachePolicy = 'auto' | 'always' | 'never' | 'metadata' | 'notify';
 export type FsnotifyMode = 'auto' | 'fanotify' | 'inotify' | 'off';
+export type LogFormat = 'text' | 'json';
 export type LogLevel = 'error' | 'warn' | 'info' | 'debug' | 'trace' | 'off';
 
 /** Where the vhost-user front end connects: a socket to make, or an inherited one that already listens. */
@@ -93,6 +94,7 @@ export interface Config {
   /** Limit of open files to set; 0 leaves it; undefined: the smaller of 1000000 and /proc/sys/fs/nr_open. */
   readonly rlimitNofile: number | undefined;
   readonly logLevel: LogLevel;
+  readonly logFormat: LogFormat;
   /** Log to the system log instead of standard error. */
   readonly syslog: boolean;
   readonly metrics: MetricsAddress | undefined;
@@ -162,6 +164,7 @@ export function configFrom(values: Values, warnings: readonly string[]): Config 
     threadPoolSize: values['thread-pool-size'],
     rlimitNofile: values['rlimit-nofile'],
     logLevel: values.d ? 'debug' : values['log-level'],
+    logFormat: values['log-format'],
     syslog: values.syslog,
     metrics: values.metrics === undefined ? undefined : Object.freeze(metricsAddress(values.metrics)),
     warnings: Object.freeze([...warnings]),

@@ -31,6 +31,8 @@ export interface LogOptions {
   readonly format?: LogFormat;
   /** Default: standard error. */
   readonly sink?: Sink;
+  /** What json lines name: in a pid namespace our own number means nothing to anybody else. Default: our own. */
+  readonly pid?: number;
 }
 
 const RANK: Readonly<Record<LogLevel, number>> = { off: 0, error: 1, warn: 2, info: 3, debug: 4, trace: 5 };
@@ -55,6 +57,7 @@ export class Log {
   #rank: number;
   #format: LogFormat;
   #sink: Sink;
+  #pid: number;
   #pino: Pino | undefined;
   readonly #limits = new Map<string, Limit>();
 
@@ -63,6 +66,7 @@ export class Log {
     this.#rank = RANK[options.level];
     this.#format = options.format ?? 'human';
     this.#sink = options.sink ?? stderrSink;
+    this.#pid = options.pid ?? process.pid;
   }
 
   get level(): LogLevel {
@@ -73,6 +77,7 @@ export class Log {
   configure(options: LogOptions): void {
     this.#format = options.format ?? 'human';
     this.#sink = options.sink ?? stderrSink;
+    this.#pid = options.pid ?? process.pid;
     this.#pino = undefined;
     this.#base = options.level;
     this.setLevel(options.level);
@@ -177,14 +182,14 @@ export class Log {
     return pino.pino(
       {
         level: 'trace',
-        base: { pid: process.pid },
+        base: { pid: this.#pid },
         timestamp: pino.stdTimeFunctions.isoTime,
         formatters: { level: (label) => ({ level: label }) },
       },
       {
         write(record: string): void {
           const parsed = JSON.parse(record) as Entry;
-          sink(format === 'json' ? record.trimEnd() : textLine(parsed, format === 'human'), parsed.level);
+          sink(format === 'json' ? jsonLine(record) : textLine(parsed, format === 'human'), parsed.level);
         },
       },
     );
@@ -198,6 +203,11 @@ interface Entry {
   pid: number;
   msg: string;
   [field: string]: unknown;
+}
+
+/** JSON itself escapes only C0; what it lets stand may be an escape sequence to a terminal, or a new line to a collector of logs. */
+function jsonLine(record: string): string {
+  return record.trimEnd().replace(UNSAFE, (character) => `\\u${character.charCodeAt(0).toString(16).padStart(4, '0')}`);
 }
 
 /** `2026-01-31T12:00:00.000Z WARN  message key=value key="two words"` */
@@ -293,7 +303,7 @@ const LOG_USER = 1 << 3;
 const SEVERITY: Readonly<Record<Level, number>> = { error: 3, warn: 4, info: 6, debug: 7, trace: 7 };
 
 /**
- * Writes to the system log: one datagram a line to /dev/log. Goes with the format `bare`.
+ * Writes to the system log: one datagram a line to /dev/log. Goes with the formats `bare` and `json`.
  * @param connect opens a datagram socket connected to the system log: a descriptor, or -errno. Called at once, and again when the
  *   log daemon was restarted.
  * @param pid what the lines name; in a pid namespace our own number means nothing to anybody else

@@ -351,6 +351,17 @@ export const OPTIONS = [
     details: 'SIGUSR1 goes to the next level at run time: the given one, debug, trace, and around',
   },
   {
+    name: 'log-format',
+    type: 'string',
+    value: 'FORMAT',
+    choices: ['text', 'json'],
+    default: 'text',
+    group: 'Running',
+    origin: 'ours',
+    summary: 'How log lines look',
+    details: 'json: an object with time, level, pid, msg and values in each line, also of the system log',
+  },
+  {
     name: 'fsnotify',
     type: 'string',
     value: 'HOW',

@@ -41,9 +41,10 @@ export function start(config: Config, sandbox?: Handover): Started {
   return { socket, end, level, syslog };
 }
 
-function openLog({ logLevel, syslog }: Config, sandbox: Handover | undefined): number {
+function openLog({ logLevel, logFormat, syslog }: Config, sandbox: Handover | undefined): number {
+  const pid = sandbox?.pid ?? process.pid;
   if (!syslog) {
-    log.configure({ level: logLevel });
+    log.configure({ level: logLevel, format: logFormat === 'json' ? 'json' : 'human', pid });
     return -1;
   }
   const first = sandbox?.syslog ?? native.unixDatagram(cString('/dev/log'));
@@ -54,8 +55,8 @@ function openLog({ logLevel, syslog }: Config, sandbox: Handover | undefined): n
     fd = -ENOTCONN;
     return result === -ENOTCONN && sandbox === undefined ? native.unixDatagram(cString('/dev/log')) : result;
   };
-  const sink = syslogSink(PROGRAM, connect, sandbox?.pid);
+  const sink = syslogSink(PROGRAM, connect, pid);
   if (typeof sink === 'number') throw new StartError('--syslog: no system log listens at /dev/log: start one or leave the option out');
-  log.configure({ level: logLevel, format: 'bare', sink });
+  log.configure({ level: logLevel, format: logFormat === 'json' ? 'json' : 'bare', sink, pid });
   return first;
 }

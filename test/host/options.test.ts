@@ -504,6 +504,26 @@ describe('running', () => {
     });
   });
 
+  test('--log-format=json: each line is an object, from outside and inside the sandbox', async () => {
+    await using daemon = await TestDaemon.start(['--log-format=json', '--log-level=debug', '-f']);
+    daemon.close(daemon.session());
+    await daemon.until(() => daemon.log.includes('the client is gone'));
+    await daemon.stop();
+    const records = daemon.lines.map((line) => JSON.parse(line) as Record<string, unknown>);
+    for (const { time, level, pid, msg } of records) {
+      assert.ok(Math.abs(Date.parse(time as string) - Date.now()) < 60_000);
+      assert.ok(['debug', 'info', 'warn'].includes(level as string));
+      assert.equal(pid, daemon.pid, 'the pid that the host knows');
+      assert.equal(typeof msg, 'string');
+    }
+    assert.ok(records.some(({ level, msg }) => level === 'warn' && msg === '-f is deprecated: leave it out, it has no effect'));
+    const sharing = records.find(({ msg }) => msg === `sharing ${daemon.share}`);
+    assert.equal(sharing?.['socket'], daemon.socket);
+    const { status, stderr } = runDaemon([`--shared-dir=${folder}`, '--fd=77', '--log-format=json']);
+    assert.equal(status, 1);
+    assert.equal(JSON.parse(stderr).msg, '--fd=77 is not open: pass a listening Unix socket');
+  });
+
   test('--syslog', needsRoot, async () => {
     const receiver = spawn(
       'python3',

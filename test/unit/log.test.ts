@@ -53,6 +53,16 @@ test('bare lines have neither time nor level; JSON lines are records', () => {
   assert.ok(Math.abs(Date.parse(record.time) - Date.now()) < 60_000);
 });
 
+test('a JSON line rules no terminal and ends where it ends; the pid can be given', () => {
+  const lines: string[] = [];
+  const log = new Log({ level: 'info', format: 'json', sink: (line) => void lines.push(line), pid: 4242 });
+  const nasty = 'a\u001bb\u2028c\u009bd\u202ee\u007f\ud800';
+  log.info(nasty, { nasty });
+  assert.match(lines[0] as string, /^[\x20-\x7e]+$/);
+  const { msg, nasty: value, pid } = JSON.parse(lines[0] as string);
+  assert.deepEqual([msg, value, pid], [nasty, nasty, 4242]);
+});
+
 for (const [level, written] of [
   ['off', []],
   ['error', ['error']],
