@@ -13,13 +13,14 @@ LIBDIR = $(PREFIX)/lib/virtiofsd-ts
 
 ADDON = src/vhost-user-ts/dist/addon.node
 NATIVE = $(wildcard native/*.cc native/*.h) native/binding.gyp
-TYPESCRIPT = $(shell find src qemu test -name '*.ts' -not -path '*/dist/*') tsconfig.json src/vhost-user-ts/tsconfig.json
+TYPESCRIPT = $(shell find src qemu test packaging -name '*.ts' -not -path '*/dist/*') tsconfig.json src/vhost-user-ts/tsconfig.json
 export npm_config_fund = false
 export npm_config_audit = false
 export npm_config_update_notifier = false
 
 include qemu/guest.mk
 include test/bench/bench.mk
+include packaging/packaging.mk
 
 .PHONY: all
 all: build/virtiofsd-ts
@@ -75,7 +76,7 @@ NODE_FLAGS = --no-warnings --max-semi-space-size=4
 # --- install ---
 
 .PHONY: install
-install: all
+install: all install-pages
 	install -d $(DESTDIR)$(LIBDIR) $(DESTDIR)$(PREFIX)/bin
 	rm -rf $(DESTDIR)$(LIBDIR)/js $(DESTDIR)$(LIBDIR)/node_modules
 	install -d $(DESTDIR)$(LIBDIR)/js
@@ -110,6 +111,7 @@ lint: node_modules/.package-lock.json
 .PHONY: test-host
 test-host: all
 	$(call need,strace,strace,to count system calls)
+	@qemu/setup.sh packages "shells and man, to test completions and the man page" man-db mandoc bsdutils zsh fish
 	$(NODE_TEST) $(call tests_in,unit native host)
 
 # --- the add-on under the address sanitizer ---

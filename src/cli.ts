@@ -8,7 +8,7 @@ import { writeSync } from 'node:fs';
 import parser from 'yargs-parser';
 import { type Config, configFrom } from './config.js';
 import { escapeText } from './log.js';
-import { GROUPS, OPTIONS, type OptionSpec, PROGRAM, UsageError, type Values, VERSION } from './options.js';
+import { COMMANDS, DESCRIPTION, GROUPS, OPTIONS, type OptionSpec, PROGRAM, UsageError, type Values, VERSION } from './options.js';
 
 /** What a command line asks for. */
 export type Command = { readonly action: 'run'; readonly config: Config } | { readonly action: 'help' | 'version' | 'print-capabilities' };
@@ -87,11 +87,10 @@ export function capabilities(): string {
 /** The text of `--help`. */
 export async function help(width: number = Math.min(process.stdout.columns ?? 100, 100)): Promise<string> {
   const { default: yargs } = await import('yargs');
+  const commands = COMMANDS.map(({ name, summary }) => `  $0 ${name.padEnd(8)} ${summary}`);
   const page = yargs([])
     .scriptName(PROGRAM)
-    .usage(
-      '$0 --shared-dir=DIR --socket-path=PATH [OPTIONS]\n$0 events METRICS-ADDRESS [--json]    what a guest watches and is sent, live\n\nShares a host directory with a virtual machine: a virtio-fs device for a vhost-user front end.',
-    )
+    .usage(`$0 --shared-dir=DIR --socket-path=PATH [OPTIONS]\n\n${DESCRIPTION}.\n\nAlso, each with its own --help:\n${commands.join('\n')}`)
     .wrap(width)
     .locale('en')
     .help('help', 'Show this text')

@@ -2,14 +2,14 @@
 import { commandLine, usageExit } from './cli.js';
 import { needsSandbox } from './config.js';
 import { log } from './log.js';
-import { UsageError } from './options.js';
+import { COMMANDS, UsageError } from './options.js';
 import { StartError } from './starterror.js';
 
 const argv = process.argv.slice(2);
 try {
-  if (argv[0] === 'events') {
-    const { events } = await import('./events.js');
-    process.exitCode = await events(argv.slice(1));
+  const command = COMMANDS.find(({ name }) => name === argv[0]);
+  if (command !== undefined) {
+    process.exitCode = await run(command, argv.slice(1));
   } else {
     // Inside the sandbox the command line was read already, outside it.
     const inside = process.env['VIRTIOFSD_TS_HANDOVER'] === undefined ? undefined : (await import('./sandbox.js')).handover();
@@ -28,3 +28,10 @@ try {
 }
 // Threads that still have something open must not keep the process.
 process.exit();
+
+async function run(command: (typeof COMMANDS)[number], argv: readonly string[]): Promise<number> {
+  switch (command.name) {
+    case 'events':
+      return (await import('./commands/events.js')).events(command, argv);
+  }
+}

@@ -1,6 +1,6 @@
 /**
- * The one table of command line options. Parsing, defaults, `--help` (and what else describes the options: the man page, shell
- * completions) all follow from it; `cli.ts` parses by it and `config.ts` turns the values into the daemon's configuration.
+ * The one table of command line options. Parsing, defaults, `--help`, the man page and the shells' completions (packaging/) all
+ * follow from it; `cli.ts` parses by it and `config.ts` turns the values into the daemon's configuration.
  *
  * Names, values and meanings are those of virtiofsd 1.14; `origin: 'ours'` marks what it does not have, `note` where we differ.
  */
@@ -8,6 +8,8 @@
 /** Name and version that `--version` prints; package.json says the same (a unit test compares). */
 export const PROGRAM = 'virtiofsd-ts';
 export const VERSION = '0.1.0';
+/** What it is, in one sentence. */
+export const DESCRIPTION = 'Shares a host directory with a virtual machine: a virtio-fs device for a vhost-user front end';
 
 /** Headings of `--help`, in their order. */
 export const GROUPS = [
@@ -421,6 +423,39 @@ export const OPTIONS = [
     deprecated: 'leave it out, it has no effect',
   },
 ] as const satisfies readonly OptionSpec[];
+
+/** An option of a command other than the daemon. */
+export interface CommandOption {
+  readonly name: string;
+  /** Its one letter. */
+  readonly short?: string;
+  /** Name of its value; without one it is a flag. */
+  readonly value?: string;
+  readonly summary: string;
+}
+
+/** What the program does beside being the daemon: its first argument. */
+export interface CommandSpec {
+  readonly name: string;
+  /** Name of its argument, if it takes one. */
+  readonly argument?: string;
+  readonly summary: string;
+  readonly details: string;
+  readonly options: readonly CommandOption[];
+}
+
+const ADDRESS = 'METRICS-ADDRESS';
+const ADDRESS_IS = `${ADDRESS} is what the daemon was given as --metrics`;
+
+export const COMMANDS = [
+  {
+    name: 'events',
+    argument: ADDRESS,
+    summary: 'Shows what a guest watches and is sent, live',
+    details: `${ADDRESS_IS}. One line for each watch and each event, until the daemon ends`,
+    options: [{ name: 'json', summary: 'Lines of JSON' }],
+  },
+] as const satisfies readonly CommandSpec[];
 
 type Table = (typeof OPTIONS)[number];
 

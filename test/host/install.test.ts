@@ -1,7 +1,7 @@
 /** `make install` leaves a program that needs nothing of the clone. */
 import assert from 'node:assert/strict';
 import { execFileSync, spawnSync } from 'node:child_process';
-import { mkdtempSync, readFileSync, realpathSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdtempSync, readFileSync, realpathSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, it } from 'node:test';
@@ -18,6 +18,13 @@ it('make install PREFIX=…: the installed program serves a share', { timeout: 1
   // Where libvirt looks for the program of a <filesystem> without <binary>.
   const found = JSON.parse(readFileSync(join(prefix, 'share/qemu/vhost-user/50-virtiofsd-ts.json'), 'utf8'));
   assert.deepEqual([found.type, found.binary], ['fs', program]);
+  for (const page of [
+    'man/man1/virtiofsd-ts.1',
+    'bash-completion/completions/virtiofsd-ts',
+    'zsh/site-functions/_virtiofsd-ts',
+    'fish/vendor_completions.d/virtiofsd-ts.fish',
+  ])
+    assert.ok(statSync(join(prefix, 'share', page)).size > 1000, page);
   const share = mkdtempSync(join(prefix, 'share-'));
   writeFileSync(join(share, 'file'), 'installed');
   const daemon = await startDaemon({ shareDir: share, daemon: program });

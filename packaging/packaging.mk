@@ -1,0 +1,27 @@
+# What belongs to an installed daemon beside the program; included by the root Makefile.
+
+.PHONY: man completions
+man: build/man/virtiofsd-ts.1
+completions: build/completions/virtiofsd-ts build/completions/_virtiofsd-ts build/completions/virtiofsd-ts.fish
+
+build/man/virtiofsd-ts.1: build/js/.stamp CHANGELOG.md
+	@mkdir -p $(@D)
+	@$(NODE) build/js/packaging/man.js > $@.new && mv $@.new $@
+
+build/completions/virtiofsd-ts: SHELL_OF = bash
+build/completions/_virtiofsd-ts: SHELL_OF = zsh
+build/completions/virtiofsd-ts.fish: SHELL_OF = fish
+build/completions/virtiofsd-ts build/completions/_virtiofsd-ts build/completions/virtiofsd-ts.fish: build/js/.stamp
+	@mkdir -p $(@D)
+	@$(NODE) build/js/packaging/completions.js $(SHELL_OF) > $@.new && mv $@.new $@
+
+# Below /usr the folders that Debian keeps for packages, elsewhere those for everybody else.
+ZSH_DIR = $(if $(filter /usr,$(PREFIX)),vendor-completions,site-functions)
+
+.PHONY: install-pages
+install-pages: man completions
+	install -d $(addprefix $(DESTDIR)$(PREFIX)/share/,man/man1 bash-completion/completions zsh/$(ZSH_DIR) fish/vendor_completions.d)
+	install -m 644 build/man/virtiofsd-ts.1 $(DESTDIR)$(PREFIX)/share/man/man1/
+	install -m 644 build/completions/virtiofsd-ts $(DESTDIR)$(PREFIX)/share/bash-completion/completions/
+	install -m 644 build/completions/_virtiofsd-ts $(DESTDIR)$(PREFIX)/share/zsh/$(ZSH_DIR)/
+	install -m 644 build/completions/virtiofsd-ts.fish $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/
