@@ -257,6 +257,12 @@ function checkedValue(spec: OptionSpec, text: string, warnings: string[]): strin
     if (!(number >= least && number <= most)) throw new UsageError(`${name}=${text} is no number from ${least} to ${most}`);
     return number;
   }
+  if (spec.type === 'seconds') {
+    const [least, most] = spec.range ?? [0, Number.MAX_SAFE_INTEGER];
+    const number = /^\+?(\d+(\.\d*)?|\.\d+)$/.test(text) ? Number(text) : Number.NaN;
+    if (!(number >= least && number <= most)) throw new UsageError(`${name}=${text} is no number of seconds from ${least} to ${most}`);
+    return number;
+  }
   let value = spec.anyCase ? text.toLowerCase() : text;
   const current = spec.oldChoices?.[value];
   if (current !== undefined) {
@@ -326,6 +332,14 @@ function applyCompatFlag(values: Values, word: string): void {
 }
 
 function applyCompatValue(values: Values, word: string, key: string, value: string): void {
+  // What the C daemon called the timeout was that of names and attributes.
+  if (key === 'timeout') {
+    for (const name of ['entry-timeout', 'attr-timeout']) {
+      const spec = SPEC.get(name) as OptionSpec;
+      store(values, spec, checkedValue(spec, value, []));
+    }
+    return;
+  }
   const target = Object.hasOwn(COMPAT_VALUES, key) ? COMPAT_VALUES[key] : undefined;
   if (target === undefined) throw new UsageError(`-o ${word} is not known: use the separate options, see --help`);
   const [name, renamed] = target;

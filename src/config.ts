@@ -12,6 +12,15 @@ import { UsageError, type Values } from './options.js';
 
 /** Whether a feature is used: never, when the guest offers it, or always (a guest that does not is refused). */
 export type Negotiation = 'never' | 'auto' | 'always';
+/** How long a guest may keep what replies say, in seconds (fractions count). */
+export interface CacheTimeouts {
+  readonly entryTimeout: number;
+  readonly attrTimeout: number;
+  readonly negativeTimeout: number;
+  /** Attributes of files with several names; without it those of all others. */
+  readonly linkedAttrTimeout?: number;
+}
+
 export type CachePolicy = 'auto' | 'always' | 'never' | 'metadata' | 'notify';
 export type FsnotifyMode = 'auto' | 'fanotify' | 'inotify' | 'off';
 export type LogFormat = 'text' | 'json';
@@ -48,10 +57,12 @@ export interface Config {
 
   /** notify: as auto until the guest can be told of changes, then everything for a day. */
   readonly cache: CachePolicy;
-  /** How long the guest may keep a name, in seconds: follows from `cache`. */
-  readonly entryTimeout: number;
-  /** How long the guest may keep attributes, in seconds: follows from `cache`. */
-  readonly attrTimeout: number;
+  /** How long the guest may keep a name, attributes, and that a name does not exist. */
+  readonly timeouts: CacheTimeouts;
+  /** The same while the guest is told of changes (`cache` notify); else equal to `timeouts`. */
+  readonly notifiedTimeouts: CacheTimeouts;
+  /** The guest keeps where symbolic links lead to as long as it knows the link (FUSE_CACHE_SYMLINKS): not with cache never. */
+  readonly cacheSymlinks: boolean;
   /** Files opened uncached (cache never and metadata) may be mapped shared: FUSE_DIRECT_IO_ALLOW_MMAP is asked for. */
   readonly allowMmap: boolean;
   /** FUSE_WRITEBACK_CACHE is asked for. */
@@ -130,7 +141,6 @@ export function configFrom(values: Values, warnings: readonly string[]): Config 
   const { modcaps, xattrmap } = values;
   if (modcaps !== undefined) requireRules('modcaps', () => capabilitySet([], modcaps));
   if (xattrmap !== undefined) requireRules('xattrmap', () => new XattrMap(xattrmap));
-  const timeout = TIMEOUT[values.cache];
   return Object.freeze({
     sharedDir: sharedDirectory(values['shared-dir']),
     listenOn: Object.freeze(listenOn(values)),
@@ -141,8 +151,8 @@ export function configFrom(values: Values, warnings: readonly string[]): Config 
     inodeFileHandles: values['inode-file-handles'],
     preserveNoatime: values['preserve-noatime'],
     cache: values.cache,
-    entryTimeout: timeout,
-    attrTimeout: timeout,
+    ...timeouts(values),
+    cacheSymlinks: values.cache !== 'never',
     allowMmap: values['allow-mmap'],
     writeback: values.writeback,
     readdirplus: values.cache !== 'never' && !values['no-readdirplus'],
@@ -169,6 +179,28 @@ export function configFrom(values: Values, warnings: readonly string[]): Config 
     metrics: values.metrics === undefined ? undefined : Object.freeze(metricsAddress(values.metrics)),
     warnings: Object.freeze([...warnings]),
   });
+}
+
+/** `--cache`, and what `--entry-timeout`, `--attr-timeout` and `--negative-timeout` say instead. */
+function timeouts(values: Values): Pick<Config, 'timeouts' | 'notifiedTimeouts'> {
+  const entry = values['entry-timeout'];
+  const attr = values['attr-timeout'];
+  const negative = values['negative-timeout'];
+  const usual = TIMEOUT[values.cache];
+  const timeouts = Object.freeze({
+    entryTimeout: entry ?? usual,
+    attrTimeout: attr ?? usual,
+    negativeTimeout: negative ?? 0,
+  });
+  if (values.cache !== 'notify') return { timeouts, notifiedTimeouts: timeouts };
+  const notifiedTimeouts = Object.freeze({
+    entryTimeout: entry ?? DAY,
+    attrTimeout: attr ?? DAY,
+    negativeTimeout: negative ?? DAY,
+    // A file with several names can change by one in a directory that is not watched.
+    linkedAttrTimeout: timeouts.attrTimeout,
+  });
+  return { timeouts, notifiedTimeouts };
 }
 
 function idMap(values: Values, option: 'uid-map' | 'gid-map'): readonly IdRange[] {

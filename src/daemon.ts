@@ -34,7 +34,6 @@ import { ShareNodes } from './watch/sharenodes.js';
 const { EAGAIN } = constants.errno;
 /** Threads for calls that would block, unless --thread-pool-size says otherwise. They start only when they are needed. */
 const DEFAULT_OFFLOAD_THREADS = 8;
-const DAY = 86_400;
 const POLLHUP = 0x10;
 
 /** One daemon: made once, {@link run} once. */
@@ -146,8 +145,12 @@ export class Daemon {
       throw new StartError(`--fsnotify=${mode}: ${(error as Error).message}`);
     }
     const coherent = this.#config.cache === 'notify';
-    const { entryTimeout, attrTimeout } = this.#config;
-    const caches = { inodes: coherent || attrTimeout > 0, entries: coherent || entryTimeout > 0, negative: coherent };
+    const { entryTimeout, attrTimeout, negativeTimeout } = this.#config.timeouts;
+    const caches = {
+      inodes: coherent || attrTimeout > 0,
+      entries: coherent || entryTimeout > 0,
+      negative: coherent || negativeTimeout > 0,
+    };
     this.#loop.add(fsnotify.fd, false, () => this.#drainEvents());
     return new EventCarriers(
       fsnotify,
@@ -196,12 +199,12 @@ export class Daemon {
     if (events === undefined) return;
     const { share } = this.#fs;
     const coherent = this.#config.cache === 'notify';
-    const auto = serverOptions(this.#config);
+    const { timeouts, notifiedTimeouts } = this.#config;
     server.onSession = (session) => {
       // Set again when the session's events begin, if they do.
       share.watcher = null;
       if (!coherent) return;
-      server.setTimeouts(auto);
+      server.setTimeouts(timeouts);
       share.cache = 'auto';
       if (!session.fsnotify) {
         log.warn(
@@ -211,13 +214,12 @@ export class Daemon {
     };
     if (!coherent) return;
     events.onCarrier = () => {
-      // A file with several names can change by one in a directory that is not watched.
-      server.setTimeouts({ entryTimeout: DAY, attrTimeout: DAY, negativeTimeout: DAY, linkedAttrTimeout: auto.attrTimeout });
+      server.setTimeouts(notifiedTimeouts);
       share.cache = 'always';
       log.debug('--cache=notify: the guest keeps what it knows until it is told');
     };
     events.fsnotify.onIncoherent = () => {
-      server.setTimeouts(auto);
+      server.setTimeouts(timeouts);
       share.cache = 'auto';
       log.warn(
         '--cache=notify: not every directory can be watched: from now on the guest caches as with --cache=auto (see --fsnotify-limit)',
@@ -301,9 +303,8 @@ function openShare(config: Config, root: string, offload: Offload): PassthroughF
 
 function serverOptions(config: Config) {
   return {
-    entryTimeout: config.entryTimeout,
-    attrTimeout: config.attrTimeout,
-    negativeTimeout: 0,
+    ...config.timeouts,
+    cacheSymlinks: config.cacheSymlinks,
     readdirplus: config.readdirplus,
     writeback: config.writeback,
     killprivV2: config.killprivV2,

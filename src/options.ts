@@ -26,8 +26,8 @@ export const GROUPS = [
 
 export interface OptionSpec {
   readonly name: string;
-  /** `flag` takes no value; `integer` is a decimal number ≥ 0. */
-  readonly type: 'flag' | 'string' | 'integer';
+  /** `flag` takes no value; `integer` is a decimal number ≥ 0, `seconds` one that may have a fraction. */
+  readonly type: 'flag' | 'string' | 'integer' | 'seconds';
   /** Name of the value in `--help`. */
   readonly value?: string;
   readonly choices?: readonly string[];
@@ -42,7 +42,7 @@ export interface OptionSpec {
   readonly default?: string | number;
   /** The default in words, where it is no constant. */
   readonly defaultText?: string;
-  /** Smallest and largest integer. */
+  /** Smallest and largest number. */
   readonly range?: readonly [number, number];
   /** The flag that this one undoes: of the two the last one counts. */
   readonly undoes?: string;
@@ -62,6 +62,9 @@ export interface OptionSpec {
 
 const MAPPINGS =
   "guest:GUEST:HOST:COUNT maps guest ids to host ids, host:HOST:GUEST:COUNT host ids to guest ids, map:GUEST:HOST:COUNT both ways; squash-guest and squash-host map a range to one id; forbid-guest:GUEST:COUNT makes the guest's use of such an id an error. May be given more than once";
+
+/** Largest timeout: about 68 years, which the guest can count in any clock. */
+const YEARS = 0x7fffffff;
 
 const NO_MIGRATION = 'is not available yet, as live migration is not: leave it out';
 
@@ -152,6 +155,38 @@ export const OPTIONS = [
     summary: 'What the guest may cache, and for how long',
     details:
       'auto: names and attributes for one second, data while the file is unchanged; always: everything for a day; metadata: names and attributes for a day, no data; never: nothing; notify: everything for a day, and the guest is told when it changes on the host (as auto in guests without our kernel patch)',
+  },
+  {
+    name: 'entry-timeout',
+    type: 'seconds',
+    value: 'SECONDS',
+    range: [0, YEARS],
+    defaultText: 'by --cache',
+    group: 'Caching',
+    origin: 'ours',
+    summary: 'How long the guest may keep a name before it asks again, fractions allowed',
+    details: 'Counts instead of what --cache says; with --cache=notify from the moment that the guest is told of changes',
+  },
+  {
+    name: 'attr-timeout',
+    type: 'seconds',
+    value: 'SECONDS',
+    range: [0, YEARS],
+    defaultText: 'by --cache',
+    group: 'Caching',
+    origin: 'ours',
+    summary: 'How long the guest may keep attributes, in the same way',
+  },
+  {
+    name: 'negative-timeout',
+    type: 'seconds',
+    value: 'SECONDS',
+    range: [0, YEARS],
+    defaultText: '0, and a day with --cache=notify',
+    group: 'Caching',
+    origin: 'ours',
+    summary: 'How long the guest may remember that a name does not exist, in the same way',
+    details: 'So long it does not see what the host makes under that name',
   },
   {
     name: 'allow-mmap',
@@ -464,7 +499,7 @@ type Value<S extends OptionSpec> = S extends { type: 'flag' }
   : S extends { repeat: true }
     ? readonly string[]
     :
-        | (S extends { choices: readonly (infer C)[] } ? C : S extends { type: 'integer' } ? number : string)
+        | (S extends { choices: readonly (infer C)[] } ? C : S extends { type: 'integer' | 'seconds' } ? number : string)
         | (S extends { default: string | number } ? never : undefined);
 
 /** The parsed value of each option, defaults filled in. */

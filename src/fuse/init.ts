@@ -10,12 +10,17 @@ export type Negotiation = 'never' | 'auto' | 'always';
 
 /** How the server behaves; each field names the command line option that sets it. */
 export interface ServerOptions {
-  /** Seconds that the guest may keep a name (fractions allowed, `--cache`). */
+  /** Seconds that the guest may keep a name (fractions allowed; `--cache`, `--entry-timeout`). */
   entryTimeout: number;
-  /** Seconds that the guest may keep attributes (`--cache`). */
+  /** Seconds that the guest may keep attributes (`--cache`, `--attr-timeout`). */
   attrTimeout: number;
-  /** Seconds that the guest may remember that a name does not exist; 0: not at all. */
+  /** Seconds that the guest may remember that a name does not exist; 0: not at all (`--negative-timeout`). */
   negativeTimeout: number;
+  /**
+   * FUSE_CACHE_SYMLINKS: the guest reads a symbolic link once for as long as it knows the inode. No system call changes the
+   * target of a link that is there: another target is another inode, and so another nodeid.
+   */
+  cacheSymlinks: boolean;
   /** FUSE_DO_READDIRPLUS and FUSE_READDIRPLUS_AUTO (`--no-readdirplus` clears it). */
   readdirplus: boolean;
   /** FUSE_WRITEBACK_CACHE (`--writeback`). */
@@ -39,6 +44,7 @@ export const DEFAULT_SERVER_OPTIONS: Readonly<ServerOptions> = {
   entryTimeout: 1,
   attrTimeout: 1,
   negativeTimeout: 0,
+  cacheSymlinks: true,
   readdirplus: true,
   writeback: false,
   killprivV2: false,
@@ -116,6 +122,7 @@ export function negotiate(
   let flags = ALWAYS;
   let flags2 = ALWAYS_2;
   if (options.readdirplus) flags |= InitFlag.DO_READDIRPLUS | InitFlag.READDIRPLUS_AUTO;
+  if (options.cacheSymlinks) flags |= InitFlag.CACHE_SYMLINKS;
   if (options.exportSupport) flags |= InitFlag.EXPORT_SUPPORT;
   if (options.writeback) flags |= wanted(request.flags, InitFlag.WRITEBACK_CACHE, '--writeback', warn);
   if (options.announceSubmounts) flags |= wanted(request.flags, InitFlag.SUBMOUNTS, '--announce-submounts', warn);

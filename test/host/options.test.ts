@@ -198,8 +198,55 @@ describe('caching', () => {
       );
       const readdirplus = InitFlag.DO_READDIRPLUS | InitFlag.READDIRPLUS_AUTO;
       assert.equal((client.session?.flags ?? 0) & readdirplus, cache === 'never' ? 0 : readdirplus);
+      const symlinks = (client.session?.flags ?? 0) & InitFlag.CACHE_SYMLINKS;
+      assert.equal(symlinks, cache === 'never' ? 0 : InitFlag.CACHE_SYMLINKS);
     });
   }
+
+  for (const [options, entryTimeout, attrTimeout, negativeTimeout] of [
+    [['--entry-timeout=2.5'], 2.5, 1, undefined],
+    [['--attr-timeout=0', '--cache=always'], DAY, 0, undefined],
+    [['--negative-timeout=7.25', '--cache=never'], 0, 0, 7.25],
+    [['--negative-timeout=0', '--entry-timeout=0.000000001', '--attr-timeout=2147483647'], 1e-9, 2147483647, undefined],
+    [['-o', 'timeout=3'], 3, 3, undefined],
+    // Until the guest is told of changes.
+    [['--cache=notify', '--entry-timeout=30'], 30, 1, undefined],
+  ] as const) {
+    test(options.join(' '), async () => {
+      await using daemon = await TestDaemon.start(options);
+      const client = daemon.session();
+      const nodeid = file(daemon, client);
+      const entry = client.lookup(1, 'file');
+      assert.deepEqual([entry.entryValid, entry.attrValid], [entryTimeout, attrTimeout]);
+      assert.equal(client.getattr(nodeid).attrValid, attrTimeout);
+      if (negativeTimeout === undefined) {
+        assert.equal(
+          errnoOf(() => client.lookup(1, 'none')),
+          ENOENT,
+        );
+      } else {
+        const none = client.lookup(1, 'none');
+        assert.deepEqual([none.nodeid, none.entryValid], [0, negativeTimeout]);
+      }
+    });
+  }
+
+  test('--cache=notify: the timeouts given count also while the guest is told', async () => {
+    for (const [options, expected] of [
+      [[], [DAY, DAY, DAY]],
+      [
+        ['--entry-timeout=30', '--attr-timeout=20.5', '--negative-timeout=10'],
+        [30, 20.5, 10],
+      ],
+    ] as const) {
+      await using daemon = await TestDaemon.start(['--cache=notify', ...options]);
+      const client = daemon.session({ flags2: LINUX_INIT_FLAGS2 | InitFlag2.HAS_FSNOTIFY });
+      file(daemon, client);
+      client.submitReadNotify();
+      const entry = client.lookup(1, 'file');
+      assert.deepEqual([entry.entryValid, entry.attrValid, client.lookup(1, 'none').entryValid], expected);
+    }
+  });
 
   for (const [option, without, flag] of [
     ['--allow-mmap', 0, InitFlag2.DIRECT_IO_ALLOW_MMAP],

@@ -109,7 +109,7 @@ suite('golden bytes', () => {
       hex(`
         50000000 00000000 0100000000000000
         07000000 2d000000 00000200
-        69f05460           # bits 0 3 5 6 12 13 14 15 18 20 22 29 30: no SUBMOUNTS, which this guest does not have
+        69f0d460           # bits 0 3 5 6 12 13 14 15 18 20 22 29 30: no SUBMOUNTS, which this guest does not have
         ffff fdbf          # max_background, congestion_threshold
         00001000 01000000  # max_write 1 MiB, time_gran 1 ns
         0001 0000          # max_pages 256, map_alignment

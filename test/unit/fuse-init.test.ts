@@ -33,6 +33,7 @@ const DEFAULT = [
   'ASYNC_DIO',
   'PARALLEL_DIROPS',
   'MAX_PAGES',
+  'CACHE_SYMLINKS',
   'SUBMOUNTS',
   'INIT_EXT',
   'CREATE_SUPP_GROUP',
@@ -53,6 +54,7 @@ suite('flags', () => {
 
   test('each option', () => {
     assert.deepEqual(gone({ readdirplus: false }), ['DO_READDIRPLUS', 'READDIRPLUS_AUTO']);
+    assert.deepEqual(gone({ cacheSymlinks: false }), ['CACHE_SYMLINKS']);
     assert.deepEqual(gone({ announceSubmounts: false }), ['SUBMOUNTS']);
     assert.deepEqual(added({ writeback: true }), ['WRITEBACK_CACHE']);
     assert.deepEqual(added({ killprivV2: true }), ['HANDLE_KILLPRIV_V2']);
