@@ -102,7 +102,7 @@ tests_in = $(patsubst test/%.ts,build/js/test/%.js,$(wildcard $(addprefix test/,
 NODE_TEST = $(NODE) --no-warnings --test --test-reporter=spec
 
 .PHONY: test
-test: lint test-host test-asan test-kernel test-guest
+test: lint test-host test-asan test-kernel test-guest test-libvirt
 
 .PHONY: lint
 lint: node_modules/.package-lock.json
@@ -141,6 +141,11 @@ test-asan: all $(ASAN_ADDON)
 .PHONY: test-kernel
 test-kernel:
 	qemu/guest/kernel/test/run.sh 6.12
+
+# What takes too long for every run.
+.PHONY: test-long
+test-long: test-notification-queue
+	@$(MAKE) --no-print-directory test-libvirt DOMAINS='notification-queue generic-device'
 
 # Guests share two cores: one test file at a time.
 # FSNOTIFY_DEBUG=1: file events also in a guest kernel that checks locking and memory; it takes some minutes to build.

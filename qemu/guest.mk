@@ -35,7 +35,8 @@ run: run-needs
 test-notification-queue: run-needs
 	@$(NODE) build/js/qemu/notification-queue.js
 
-# The domains of libvirt/*.xml in Debian 12's libvirt, apart from the machine's own. Needs root.
+# The domains of libvirt/ in Debian 12's libvirt, apart from the machine's own. Needs root. Those with a notification queue
+# build or fetch a QEMU: make test-libvirt DOMAINS='notification-queue generic-device'
 .PHONY: test-libvirt
 test-libvirt: run-needs
-	@$(NODE) build/js/qemu/libvirt.js
+	@$(NODE) build/js/qemu/libvirt.js $(DOMAINS)

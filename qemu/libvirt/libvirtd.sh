@@ -2,7 +2,8 @@
 # libvirtd without systemd and apart from the machine's own: with its files below FOLDER, in mount and process namespaces of
 # its own. Killed, it takes everything with it: guests, daemons, virtlogd.
 #
-#   libvirtd.sh FOLDER        its socket is FOLDER/run/libvirt/libvirt-sock
+#   libvirtd.sh FOLDER        its socket is FOLDER/run/libvirt/libvirt-sock; FOLDER/vhost-user, if there is one, describes
+#                             the vhost-user programs to be found
 set -eu
 
 if [ "${2:-}" != inside ]; then
@@ -39,6 +40,10 @@ for dir in lib cache log; do
     mkdir -p var/$dir
     mount --bind var/$dir /var/$dir
 done
+if [ -d vhost-user ]; then
+    mkdir -p /usr/share/qemu/vhost-user
+    mount --bind vhost-user /usr/share/qemu/vhost-user
+fi
 mount --bind run /run
 # Of the installed QEMU's modules only what it cannot do without: another version would take the others for its own.
 modules=/usr/lib/x86_64-linux-gnu/qemu
