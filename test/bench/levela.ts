@@ -235,6 +235,8 @@ export async function levelA(kinds: readonly DaemonKind[], nothing: DaemonKind, 
     for (const kind of kinds) result.bodies[kind.name] = await measureBody(kind, share, options);
     result.nothing = await measureNothing(nothing, options);
   }
+  if (devices.every((device) => plannedRows(device, options).length === 0))
+    throw new Error(`no row matches ONLY=${options.only?.source}: the rows are ${operations.map(({ name }) => name).join(', ')}`);
   for (const device of devices) {
     const rows = plannedRows(device, options);
     for (const large of [false, true]) {

@@ -3,13 +3,13 @@ import assert from 'node:assert/strict';
 import { randomBytes } from 'node:crypto';
 import { chmodSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
 import { describe, it } from 'node:test';
 import { repository } from '../../qemu/guest/daemon.js';
-import { prepareBoot } from '../../qemu/guest.js';
+import { cacheFolder, prepareBoot } from '../../qemu/guest.js';
 import { Reader, stepsOf } from '../support/docs.js';
 
-const PAGES = ['docs/qemu.md'];
+const PAGES = ['docs/qemu.md', 'docs/tools.md', 'docs/measuring.md'];
 
 /** A stand-in for the reader's QEMU and image: our kernel instead of guest.qcow2, a channel to type commands, TCG where there is no KVM. */
 function fakeQemu(folder: string, nonce: string): void {
@@ -36,7 +36,7 @@ exec /usr/bin/qemu-system-x86_64 "\${arguments[@]}" -nodefaults -cpu max -kernel
 
 describe('documentation', () => {
   for (const page of PAGES) {
-    it(page, { timeout: 300_000 }, async () => {
+    it(page, { timeout: 900_000 }, async () => {
       const folder = mkdtempSync(join(tmpdir(), 'docs-'));
       const nonce = randomBytes(8).toString('hex');
       mkdirSync(join(folder, 'home/src'), { recursive: true });
@@ -46,11 +46,12 @@ describe('documentation', () => {
       const environment = {
         ...process.env,
         HOME: join(folder, 'home'),
+        XDG_CACHE_HOME: dirname(cacheFolder),
         PATH: `${folder}/bin:${repository}/build:${process.env['PATH']}`,
       };
       const reader = new Reader(environment, repository, join(folder, 'agent'), nonce);
       try {
-        for (const step of steps) await reader.run(step, 60_000);
+        for (const step of steps) await reader.run(step, 240_000);
       } finally {
         await reader.end();
         rmSync(folder, { recursive: true, force: true });
