@@ -79,12 +79,13 @@ export class VirtioFsDevice implements VhostUserDevice {
     this.#onDisconnect = onDisconnect;
     this.#events = options.events;
     this.features =
-      features(Feature.VERSION_1, Feature.INDIRECT_DESC, Feature.EVENT_IDX) |
+      features(Feature.VERSION_1, Feature.INDIRECT_DESC, Feature.EVENT_IDX, Feature.LOG_ALL) |
       (options.events === undefined ? 0n : features(F_NOTIFICATION));
     this.#jobQueue = new Array(offload.capacity).fill(undefined);
     this.#jobHead = new Uint16Array(offload.capacity);
     let protocol = features(
       ProtocolFeature.MQ,
+      ProtocolFeature.LOG_SHMFD,
       // virtio_uml takes its interrupt from the back-end channel and has none without it.
       ProtocolFeature.BACKEND_REQ,
       ProtocolFeature.REPLY_ACK,
@@ -193,7 +194,10 @@ export class VirtioFsDevice implements VhostUserDevice {
     if (queue === undefined) return;
     this.#jobQueue[job] = undefined;
     if (queue.running) {
-      queue.push(this.#jobHead[job] as number, this.#server.complete(job, result));
+      const head = this.#jobHead[job] as number;
+      const length = this.#server.complete(job, result);
+      if (queue.memory.logging) queue.markDirty(head, length);
+      queue.push(head, length);
       this.#touched.add(queue);
     } else {
       this.#server.drop(job);

@@ -173,6 +173,7 @@ class LentBuffers implements BufferSource {
       arena.u32[at + (OutHeader.unique >> 2)] = lent.uniqueLow;
       arena.u32[at + (OutHeader.unique >> 2) + 1] = lent.uniqueHigh;
       native.scatter(lent.iov, lent.count, 0, this.#header, OutHeader.bytes);
+      if (queue.memory.logging) queue.markDirty(lent.head, total);
       queue.push(lent.head, total);
       this.#flushed.add(queue);
     }

@@ -717,6 +717,13 @@ export class FuseClient {
     return pending.reply !== undefined;
   }
 
+  /** Whether the reply comes within `timeout` ms. */
+  settled(pending: Pending, timeout: number): boolean {
+    for (const end = performance.now() + timeout; !this.done(pending); )
+      if (!pending.queue.wait(end - performance.now())) return this.done(pending);
+    return true;
+  }
+
   private queueAt(index: number): QueueDriver {
     const queue = this.driver.queues[index];
     if (queue === undefined) throw new RangeError(`no queue ${index}`);

@@ -44,7 +44,9 @@ export class GuestMemory {
   #pins = 0;
   #log: Uint8Array | undefined;
   #logRegion = -1;
-  #logging = false;
+  #logAll = false;
+  /** While VHOST_F_LOG_ALL is acked and a log is set: writes must be reported with {@link markDirty}. */
+  logging = false;
 
   /** Most regions the table takes (GET_MAX_MEM_SLOTS). */
   readonly maxRegions: number;
@@ -102,7 +104,7 @@ export class GuestMemory {
   clear(): void {
     this.clearRegions();
     this.setLog(-1, 0, 0);
-    this.#logging = false;
+    this.setLogging(false);
   }
 
   #retire(gone: Region[]): void {
@@ -181,13 +183,10 @@ export class GuestMemory {
 
   // --- dirty logging (vhost-user: "Migration") ---
 
-  /** True while VHOST_F_LOG_ALL is acked and a log is set: writes must be reported with {@link markDirty}. */
-  get logging(): boolean {
-    return this.#logging && this.#log !== undefined;
-  }
-
+  /** VHOST_F_LOG_ALL. */
   setLogging(on: boolean): void {
-    this.#logging = on;
+    this.#logAll = on;
+    this.logging = on && this.#log !== undefined;
   }
 
   /** SET_LOG_BASE: maps the dirty bitmap (one bit per 4096-byte page). fd -1 takes it away. Returns 0 or -errno. */
@@ -202,6 +201,7 @@ export class GuestMemory {
     this.#log = id < 0 ? undefined : new Uint8Array(native.regionBuffer(id, 0, size));
     this.#logRegion = id;
     if (old >= 0) native.regionUnmap(old);
+    this.setLogging(this.#logAll);
     return 0;
   }
 

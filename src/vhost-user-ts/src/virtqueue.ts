@@ -9,7 +9,7 @@
  * Ring indexes are read and written with Atomics (sequentially consistent): "publish used, then look at used_event" and
  * "set avail_event, then look at avail idx" both need a store before a load, which plain accesses do not keep in order.
  */
-import { ChainError, type DescriptorChain } from './chain.js';
+import { ChainError, DescriptorChain } from './chain.js';
 import type { GuestMemory } from './memory.js';
 import { native } from './native.js';
 
@@ -26,6 +26,9 @@ export interface RingAddresses {
   /** Guest address of the used ring for dirty logging, when VHOST_VRING_F_LOG is set; else -1. */
   log: number;
 }
+
+/** For {@link Virtqueue.markDirty}: made by the first migration. */
+let late: DescriptorChain | undefined;
 
 const NONE16 = new Uint16Array(0);
 const NONE32 = new Uint32Array(0);
@@ -173,7 +176,21 @@ export class Virtqueue {
     this.#used32[2 + 2 * slot] = length;
     this.#usedIdx = (this.#usedIdx + 1) & 0xffff;
     this.inFlight--;
-    if (this.memory.logging && this.#logAddress >= 0) this.memory.markDirty(this.#logAddress + 4 + 8 * slot, 8);
+    if (this.memory.logging) this.#logUsed(4 + 8 * slot, 8);
+  }
+
+  /**
+   * Reports the first `length` bytes written to a chain that was taken earlier as dirty, before it is pushed. Where they lie is
+   * looked up anew: until then its descriptors are the device's, and logging may have begun after it was taken.
+   */
+  markDirty(head: number, length: number): void {
+    late ??= new DescriptorChain();
+    if (late.load(this.memory, this.#table, this.size, head, this.indirect) === 0) late.markDirty(this.memory, length);
+  }
+
+  /** Reports `length` bytes of the used ring, from its start plus `offset`, as dirty. */
+  #logUsed(offset: number, length: number): void {
+    if (this.#logAddress >= 0) this.memory.markDirty(this.#logAddress + offset, length);
   }
 
   /**
@@ -185,7 +202,7 @@ export class Virtqueue {
     const before = this.#signalled;
     if (used === before || this.#used16.length === 0) return false;
     Atomics.store(this.#used16, 1, used);
-    if (this.memory.logging && this.#logAddress >= 0) this.memory.markDirty(this.#logAddress, 4);
+    if (this.memory.logging) this.#logUsed(0, 4);
     this.#signalled = used;
     let wanted: boolean;
     if (this.eventIdx) {
@@ -211,7 +228,9 @@ export class Virtqueue {
 
   /** Asks the driver not to kick while we look at the ring anyway. With EVENT_IDX a stale avail_event does that by itself. */
   disableKicks(): void {
-    if (!this.eventIdx && this.#used16.length > 0) Atomics.store(this.#used16, 0, USED_F_NO_NOTIFY);
+    if (this.eventIdx || this.#used16.length === 0) return;
+    Atomics.store(this.#used16, 0, USED_F_NO_NOTIFY);
+    if (this.memory.logging) this.#logUsed(0, 4);
   }
 
   /** Asks for a kick with the next chain. @returns true when one came in the meantime: look again instead of sleeping. */
@@ -219,6 +238,7 @@ export class Virtqueue {
     if (!this.running) return false;
     if (this.eventIdx) Atomics.store(this.#used16, this.#availEventAt, this.lastAvail);
     else Atomics.store(this.#used16, 0, 0);
+    if (this.memory.logging) this.#logUsed(this.eventIdx ? 4 + 8 * this.size : 0, 4);
     return Atomics.load(this.#avail, 1) !== this.lastAvail;
   }
 }

@@ -20,11 +20,14 @@ import {
   MAX_MESSAGE,
   type MemoryRegion,
   ProtocolFeature,
+  VRING_FLAG_LOG,
 } from '../message.js';
 import { native } from '../native.js';
+import { DirtyLog } from './migration.js';
 import { describeRegion, MockMemory } from './mock-memory.js';
 import { QueueDriver, type QueueOptions } from './queue-driver.js';
 
+export { DirtyLog, loadState, saveState } from './migration.js';
 export { describeRegion, MockMemory, type MockRegion, type RegionLayout } from './mock-memory.js';
 export { DescriptorFlag, needEvent, QueueDriver, type QueueOptions, type RawDescriptor, type Segment, type Used } from './queue-driver.js';
 
@@ -52,7 +55,7 @@ export interface DriverOptions {
 const DEFAULT_FEATURES = ~features(Feature.LOG_ALL);
 
 export class MockDriver {
-  readonly frontend: VhostUserFrontend;
+  frontend: VhostUserFrontend;
   readonly memory: MockMemory;
   readonly queues: QueueDriver[];
   /** What the back end offers and what of it was accepted. */
@@ -98,6 +101,34 @@ export class MockDriver {
     return this.used().map((queue) => this.frontend.getVringBase(queue.index));
   }
 
+  /** Has the running device log what it writes, as QEMU does when a migration begins. */
+  startLogging(): DirtyLog {
+    const log = new DirtyLog(this.memory);
+    this.frontend.setLogBase(BigInt(log.bytes), 0n, log.fd);
+    this.setFeatures(features(Feature.LOG_ALL));
+    for (const queue of this.used()) this.setAddresses(queue, true);
+    return log;
+  }
+
+  /** The opposite: the migration is over, or was given up. */
+  stopLogging(log: DirtyLog): void {
+    this.setFeatures();
+    for (const queue of this.used()) this.setAddresses(queue, false);
+    log.close();
+  }
+
+  /**
+   * Goes on at another back end, which has been started no further than {@link initialise}: same memory, same rings.
+   * @param bases what {@link stop} returned
+   */
+  moveTo(frontend: VhostUserFrontend, bases: readonly number[]): void {
+    this.frontend.close();
+    this.frontend = frontend;
+    this.runQemu(bases);
+    // An interrupt may have been lost on the way: drivers look, and so do back ends.
+    for (const queue of this.used()) queue.forceKick();
+  }
+
   /** Closes connection, memory and eventfds. */
   close(): void {
     this.frontend.close();
@@ -126,13 +157,17 @@ export class MockDriver {
   placeQueue(queue: QueueDriver, base = this.options.queue?.base ?? 0): void {
     this.frontend.setVringNum(queue.index, queue.size);
     this.frontend.setVringBase(queue.index, base);
+    this.setAddresses(queue, false);
+  }
+
+  private setAddresses(queue: QueueDriver, log: boolean): void {
     this.frontend.setVringAddr({
       index: queue.index,
-      flags: 0,
+      flags: log ? VRING_FLAG_LOG : 0,
       descriptor: this.memory.userAddress(queue.descriptors),
       used: this.memory.userAddress(queue.used),
       available: this.memory.userAddress(queue.avail),
-      log: 0n,
+      log: log ? BigInt(queue.used) : 0n,
     });
   }
 
@@ -172,13 +207,13 @@ export class MockDriver {
   }
 
   /** vhost_dev_start: the call descriptor is replaced before and after, and ENABLE comes last and for every queue. */
-  private runQemu(): void {
+  private runQemu(bases: readonly number[] = []): void {
     const { frontend } = this;
     for (const queue of this.queues) this.replaceCall(queue);
     this.setFeatures();
     this.shareMemory();
     for (const queue of this.used()) {
-      this.placeQueue(queue);
+      this.placeQueue(queue, bases[queue.index]);
       frontend.setVringKick(queue.index, queue.kickFd);
     }
     if (hasFeature(this.features, Feature.PROTOCOL_FEATURES)) for (const queue of this.queues) frontend.setVringEnable(queue.index, true);
