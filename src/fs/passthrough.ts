@@ -5,9 +5,10 @@
 import { arenaAlloc } from 'vhost-user-ts/native';
 import type { Caller, DirectorySink, Entry, FileSystem, Opened, SessionOptions, SetAttr } from './filesystem.js';
 import { Kind } from './handles.js';
-import { EINVAL, ENOENT, ENOTTY, EROFS, O_ACCMODE, O_EXCL, O_RDONLY, O_TRUNC, W_OK } from './linux.js';
+import { EINVAL, ENOENT, EROFS, O_ACCMODE, O_EXCL, O_RDONLY, O_TRUNC, W_OK } from './linux.js';
 import * as attr from './passthrough/attr.js';
 import * as dir from './passthrough/dir.js';
+import * as fileflags from './passthrough/fileflags.js';
 import * as io from './passthrough/io.js';
 import * as link from './passthrough/link.js';
 import * as look from './passthrough/lookup.js';
@@ -155,9 +156,8 @@ export class PassthroughFs implements FileSystem {
   copyFileRange(fhIn: number, offsetIn: number, nodeidOut: number, fhOut: number, offsetOut: number, length: number): number {
     return io.copyFileRange(this.share, fhIn, offsetIn, nodeidOut, fhOut, offsetOut, length);
   }
-  ioctl(nodeid: number, fh: number, _command: number, _data: number, _inputSize: number, _outputSize: number): number {
-    const handle = this.share.anyHandle(fh, nodeid);
-    return handle < 0 ? handle : -ENOTTY;
+  ioctl(nodeid: number, fh: number, command: number, data: number, inputSize: number, outputSize: number): number {
+    return fileflags.ioctl(this.share, nodeid, fh, command, data, inputSize, outputSize);
   }
   syncfs(nodeid: number): number {
     return io.syncfs(this.share, nodeid);
@@ -210,6 +210,9 @@ class ReadOnlyFs extends PassthroughFs {
   }
   override fallocate(): number {
     return -EROFS;
+  }
+  override ioctl(nodeid: number, fh: number, command: number, data: number, inputSize: number, outputSize: number): number {
+    return fileflags.changes(command) ? -EROFS : super.ioctl(nodeid, fh, command, data, inputSize, outputSize);
   }
   override copyFileRange(): number {
     return -EROFS;
