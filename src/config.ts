@@ -52,6 +52,8 @@ export interface Config {
   /** Entries that are mount points are marked (FUSE_ATTR_SUBMOUNT) when the guest offers FUSE_SUBMOUNTS. */
   readonly announceSubmounts: boolean;
   readonly inodeFileHandles: 'never' | 'prefer' | 'mandatory';
+  /** FUSE_EXPORT_SUPPORT is asked for. */
+  readonly exportSupport: boolean;
   /** false: O_NOATIME is dropped from open flags. */
   readonly preserveNoatime: boolean;
 
@@ -149,6 +151,7 @@ export function configFrom(values: Values, warnings: readonly string[]): Config 
     readonly: values.readonly,
     announceSubmounts: !values['no-announce-submounts'],
     inodeFileHandles: values['inode-file-handles'],
+    exportSupport: values['export-support'],
     preserveNoatime: values['preserve-noatime'],
     cache: values.cache,
     ...timeouts(values),

@@ -84,6 +84,8 @@ export class Daemon {
       hooks.metrics = requestMetrics(this.#metrics);
     }
     const { share } = this.#fs;
+    if (config.exportSupport && !share.useHandles)
+      log.warn('--export-support: without file handles (CAP_DAC_READ_SEARCH) handles in the guest last only as long as it knows the file');
     const served =
       this.#events === undefined ? this.#fs : withEchoes(this.#fs, this.#events.fsnotify, new ShareNodes(share), this.#offload);
     const server = new FuseServer(served, serverOptions(config), hooks);
@@ -312,7 +314,7 @@ function serverOptions(config: Config) {
     securityLabel: config.securityLabel,
     announceSubmounts: config.announceSubmounts,
     allowMmap: config.allowMmap,
-    exportSupport: false,
+    exportSupport: config.exportSupport,
   };
 }
 

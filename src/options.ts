@@ -125,6 +125,15 @@ export const OPTIONS = [
     details: 'prefer falls back to a descriptor where the host file system has no file handles; mandatory refuses such a file system',
   },
   {
+    name: 'export-support',
+    type: 'flag',
+    group: 'Share',
+    origin: 'ours',
+    summary: 'Let the guest export the share by NFS, and open files by handle (open_by_handle_at)',
+    details:
+      'The 262144 files that the guest forgot last are remembered for it (40 MB at most), older handles and those of before a restart are stale; needs file handles (--inode-file-handles, CAP_DAC_READ_SEARCH)',
+  },
+  {
     name: 'preserve-noatime',
     type: 'flag',
     group: 'Share',

@@ -102,6 +102,8 @@ export interface SessionOptions {
   atomicOTrunc: boolean;
   /** FUSE_SECURITY_CTX. */
   securityContext: boolean;
+  /** FUSE_EXPORT_SUPPORT: LOOKUP "." may name an inode that the guest has forgotten since. */
+  exportSupport: boolean;
 }
 
 /** A file system as the FUSE server sees it. */
@@ -119,7 +121,10 @@ export interface FileSystem {
   /** The session ends (DESTROY, a second INIT, device reset, client gone): all nodeids but the root and all file handles go. */
   destroy(): void;
 
-  /** LOOKUP. `name` may be "." or ".." (export support); ".." of the root is the root. On success nlookup grows by one. */
+  /**
+   * LOOKUP. `name` may be "." (then `parent` may be of any type) or "..", for export support; ".." of the root is the root. On
+   * success nlookup grows by one.
+   */
   lookup(parent: number, name: number, nameLength: number): number;
   forget(nodeid: number, nlookup: number): void;
   /** GETATTR and STATX: `attr` gets everything in `mask` (STATX_*). `fh` may be NO_FH. */

@@ -64,6 +64,8 @@ export const Flag = {
   handleIndexed: 8,
   /** So young when met that the next inode of this number could have the same birth time: compare handles. */
   young: 16,
+  /** In the line of forgotten inodes that are kept for export support (`Share.keepForgotten`), though it may be known again. */
+  kept: 32,
 } as const;
 
 export const ROOT_NODEID = 1;

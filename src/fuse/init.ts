@@ -35,7 +35,7 @@ export interface ServerOptions {
   announceSubmounts: boolean;
   /** FUSE_DIRECT_IO_ALLOW_MMAP (`--allow-mmap`): shared mappings of files opened for direct I/O. */
   allowMmap: boolean;
-  /** FUSE_EXPORT_SUPPORT: the guest may look up "." and ".." by nodeid, which nfsd and open_by_handle_at(2) need. */
+  /** FUSE_EXPORT_SUPPORT (`--export-support`): the guest may look up "." and ".." by nodeid, which nfsd and open_by_handle_at(2) need. */
   exportSupport: boolean;
 }
 
@@ -123,7 +123,7 @@ export function negotiate(
   let flags2 = ALWAYS_2;
   if (options.readdirplus) flags |= InitFlag.DO_READDIRPLUS | InitFlag.READDIRPLUS_AUTO;
   if (options.cacheSymlinks) flags |= InitFlag.CACHE_SYMLINKS;
-  if (options.exportSupport) flags |= InitFlag.EXPORT_SUPPORT;
+  if (options.exportSupport) flags |= wanted(request.flags, InitFlag.EXPORT_SUPPORT, '--export-support', warn);
   if (options.writeback) flags |= wanted(request.flags, InitFlag.WRITEBACK_CACHE, '--writeback', warn);
   if (options.announceSubmounts) flags |= wanted(request.flags, InitFlag.SUBMOUNTS, '--announce-submounts', warn);
   if (options.killprivV2) flags |= wanted(request.flags, InitFlag.HANDLE_KILLPRIV_V2, '--killpriv-v2', warn);
@@ -157,6 +157,7 @@ export function negotiate(
     // TMPFILE came with 7.37 (Linux 6.1), mode_strip_sgid() in vfs_create() and the like with 6.0.
     stripsSetgid: request.minor >= 37,
     securityContext: (flags2 & InitFlag2.SECURITY_CTX) !== 0,
+    exportSupport: (flags & InitFlag.EXPORT_SUPPORT) !== 0,
   };
 }
 
@@ -178,6 +179,7 @@ export const NO_SESSION: Session = {
   atomicOTrunc: false,
   stripsSetgid: false,
   securityContext: false,
+  exportSupport: false,
 };
 
 function wanted(capable: number, flag: number, option: string, warn: (line: string) => void): number {

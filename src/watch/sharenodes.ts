@@ -1,5 +1,6 @@
 /** The watcher's view of a shared directory's inode store. */
 import { arena, arenaAlloc, native } from 'vhost-user-ts/native';
+import { Inode, SHIFT } from '../fs/inodes.js';
 import { AT_NO_AUTOMOUNT, AT_SYMLINK_NOFOLLOW, EPERM, ESTALE, O_NOFOLLOW, O_PATH, S_IFDIR, STATX_MNT_ID, Statx } from '../fs/linux.js';
 import type { Share } from '../fs/passthrough/share.js';
 import type { WatchNodes } from './nodes.js';
@@ -85,6 +86,10 @@ export class ShareNodes implements WatchNodes {
 
   directories(visit: (nodeid: number) => void): void {
     const { inodes } = this.#share;
-    for (let slot = 1; slot < inodes.top; slot++) if (inodes.live(slot) && this.#share.type(slot) === S_IFDIR) visit(inodes.nodeid(slot));
+    for (let slot = 1; slot < inodes.top; slot++) {
+      // What is only kept for export support the guest does not know.
+      const known = inodes.live(slot) && (inodes.f64[((slot << SHIFT) + Inode.nlookup) >> 1] as number) > 0;
+      if (known && this.#share.type(slot) === S_IFDIR) visit(inodes.nodeid(slot));
+    }
   }
 }

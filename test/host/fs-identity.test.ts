@@ -3,14 +3,16 @@ import assert from 'node:assert/strict';
 import * as fs from 'node:fs';
 import * as path from 'node:path';
 import { test } from 'node:test';
-import { cString } from 'vhost-user-ts/native';
+import { arena, arenaAlloc, cString } from 'vhost-user-ts/native';
 import { Flag, Inode, SHIFT } from '../../src/fs/inodes.js';
-import { openFds, root, TestFs } from '../support/fs.js';
+import { openFds, root, SESSION, TestFs } from '../support/fs.js';
 
 const ENOENT = -2;
 const EBADF = -9;
 const ESTALE = -116;
 const NFILE = -23;
+
+const arena32 = arenaAlloc(64) >> 2;
 
 const sleep = (ms: number): Promise<void> => new Promise((done) => setTimeout(done, ms));
 const handlesOnly = { skip: root ? false : 'file handles need CAP_DAC_READ_SEARCH' };
@@ -353,5 +355,91 @@ test('mandatory handles', handlesOnly, () => {
   const t = new TestFs({ inodeFileHandles: 'mandatory' });
   fs.writeFileSync(t.path('f'), '');
   assert.ok(t.lookup('f') > 1);
+  t.close();
+});
+
+test('export support: a nodeid that was forgotten is found again', handlesOnly, () => {
+  const t = new TestFs({}, { exportSupport: true });
+  fs.writeFileSync(t.path('file'), 'text');
+  fs.symlinkSync('file', t.path('link'));
+  fs.mkdirSync(t.path('dir/below'), { recursive: true });
+  for (const name of ['file', 'link', 'dir', 'dir/below']) {
+    const nodeid = t.lookup(name);
+    const { ino } = t.attr;
+    const fds = openFds();
+    t.fs.forget(nodeid, 1);
+    assert.ok(openFds() <= fds);
+    assert.equal(t.lookup('.', nodeid), nodeid, name);
+    assert.equal(t.attr.ino, ino);
+    // By its name it is the same inode, and it is forgotten once more.
+    assert.equal(t.lookup(name), nodeid);
+    t.fs.forget(nodeid, 1);
+    assert.equal(t.getattr(nodeid), 0);
+    t.fs.forget(nodeid, 1);
+    t.fs.forget(nodeid, 1);
+    assert.equal(t.lookup('.', nodeid), nodeid);
+    t.fs.forget(nodeid, 1);
+  }
+  const file = t.lookup('file');
+  t.fs.forget(file, 1);
+  fs.renameSync(t.path('file'), t.path('dir/moved'));
+  assert.equal(t.lookup('.', file), file, 'whatever its name is now');
+  assert.equal(t.open(file), 0);
+  assert.equal(t.read(file, t.fh, 0, 10), 'text');
+  t.fs.release(file, t.fh);
+  t.fs.forget(file, 1);
+  fs.unlinkSync(t.path('dir/moved'));
+  assert.equal(t.lookup('.', file), ESTALE);
+
+  const below = t.lookup('dir/below');
+  t.fs.forget(below, 1);
+  t.lookup('.', below);
+  assert.equal(t.lookup('..', below), t.lookup('dir'));
+  t.fs.init({ ...SESSION, exportSupport: true });
+  assert.equal(t.lookup('.', below), ENOENT, 'another session knows nothing of it');
+  assert.equal(t.fs.share.inodes.size, 1);
+  t.close();
+});
+
+test('export support: the oldest of very many forgotten inodes go', handlesOnly, () => {
+  const t = new TestFs({}, { exportSupport: true });
+  const { inodes } = t.fs.share;
+  const rss = process.memoryUsage().rss;
+  // Inodes as LOOKUP makes them, of files that are not there: so many of them would take a minute to create.
+  const forget = (ino: number): number => {
+    const slot = inodes.insert(ino, 7, 0, 0x8000);
+    arena.u32.set([8, 1, ino, 77], arena32);
+    inodes.setHandle(slot, arena32 * 4);
+    inodes.f64[((slot << SHIFT) + Inode.nlookup) >> 1] = 1;
+    const nodeid = inodes.nodeid(slot);
+    t.fs.forget(nodeid, 1);
+    return nodeid;
+  };
+  const first = forget(1);
+  const again = forget(2);
+  for (let ino = 3; ino <= 1 << 18; ino++) forget(ino);
+  assert.equal(inodes.size, (1 << 18) + 1);
+  assert.ok(inodes.find(first) > 0);
+  // One of them is known again: it does not go.
+  inodes.f64[((inodes.find(again) << SHIFT) + Inode.nlookup) >> 1] = 1;
+  forget((1 << 18) + 1);
+  forget((1 << 18) + 2);
+  assert.ok(inodes.find(first) < 0);
+  assert.ok(inodes.find(again) > 0);
+  assert.ok(inodes.size <= (1 << 18) + 2);
+  for (let ino = 1 << 19; ino < (1 << 19) + 300_000; ino++) forget(ino);
+  assert.ok(inodes.size <= (1 << 18) + 2);
+  assert.ok(process.memoryUsage().rss - rss < 64 << 20, `${(process.memoryUsage().rss - rss) >> 20} MiB`);
+  t.close();
+});
+
+test('without export support what is forgotten is gone', handlesOnly, () => {
+  const t = new TestFs();
+  fs.writeFileSync(t.path('file'), 'text');
+  const nodeid = t.lookup('file');
+  assert.equal(t.lookup('.', nodeid), nodeid);
+  t.fs.forget(nodeid, 2);
+  assert.equal(t.lookup('.', nodeid), ENOENT);
+  assert.equal(t.fs.share.inodes.size, 1);
   t.close();
 });

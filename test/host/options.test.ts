@@ -164,6 +164,20 @@ describe('share', () => {
       if ((flags & O_DIRECT) === 0) assert.equal(client.read(nodeid, fh, 0, 4096).length, 4096);
     }
   });
+
+  test('--export-support: the guest finds inodes by their nodeids', needsRoot, async () => {
+    await using plain = await TestDaemon.start();
+    assert.equal((plain.session().session?.flags ?? 0) & InitFlag.EXPORT_SUPPORT, 0);
+    await using daemon = await TestDaemon.start(['--export-support']);
+    const client = daemon.session();
+    assert.ok((client.session?.flags ?? 0) & InitFlag.EXPORT_SUPPORT);
+    const nodeid = file(daemon, client);
+    client.forget(nodeid);
+    fs.renameSync(join(daemon.share, 'file'), join(daemon.share, 'renamed'));
+    assert.equal(client.lookup(nodeid, '.').nodeid, nodeid);
+    await using without = await TestDaemon.start(['--export-support', '--inode-file-handles=never']);
+    await without.until(() => /WARN {2}--export-support: without file handles/.test(without.log));
+  });
 });
 
 describe('caching', () => {

@@ -15,6 +15,7 @@ export const SESSION: SessionOptions = {
   atomicOTrunc: true,
   stripsSetgid: false,
   securityContext: false,
+  exportSupport: false,
 };
 
 const DATA = 4 << 20;

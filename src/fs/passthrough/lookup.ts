@@ -6,7 +6,7 @@
  * it can be opened later, or a descriptor that is kept.
  */
 import { arena, EMPTY_NAME, native } from 'vhost-user-ts/native';
-import { Flag, HANDLE_MAX, Inode, ROOT_SLOT, SHIFT } from '../inodes.js';
+import { Flag, HANDLE_MAX, Inode, ROOT_NODEID, ROOT_SLOT, SHIFT } from '../inodes.js';
 import {
   AT_EMPTY_PATH,
   AT_NO_AUTOMOUNT,
@@ -42,15 +42,14 @@ const UNSURE = -1;
 
 /** LOOKUP. */
 export function lookup(share: Share, parent: number, name: number, nameLength: number): number {
+  if (nameLength === 1 && u8[name] === DOT) return Math.min(lookupSelf(share, parent), 0);
   const dir = share.directory(parent);
   if (dir < 0) return dir;
   const dirfd = share.fd(dir);
   if (dirfd < 0) return dirfd;
   share.keep = dir;
-  let slot: number;
-  if (nameLength === 1 && u8[name] === DOT) slot = lookupSelf(share, dir, dirfd);
-  else if (nameLength === 2 && u8[name] === DOT && u8[name + 1] === DOT) slot = lookupParent(share, dir, dirfd);
-  else slot = lookupName(share, dir, dirfd, name, false);
+  const up = nameLength === 2 && u8[name] === DOT && u8[name + 1] === DOT;
+  const slot = up ? lookupParent(share, dir, dirfd) : lookupName(share, dir, dirfd, name, false);
   return Math.min(slot, 0);
 }
 
@@ -63,12 +62,15 @@ export function forget(share: Share, nodeid: number, nlookup: number): void {
 /** Takes references from an inode, the last ones with the inode. */
 export function unref(share: Share, slot: number, nlookup: number): void {
   const at = ((slot << SHIFT) + Inode.nlookup) >> 1;
-  const left = (share.inodes.f64[at] as number) - nlookup;
+  const held = share.inodes.f64[at] as number;
+  if (held === 0) return; // forgotten already, and kept
+  const left = held - nlookup;
   if (left > 0) {
     share.inodes.f64[at] = left;
     return;
   }
   if (share.watcher !== null) share.watcher.forgotten(share.inodes.nodeid(slot));
+  if (share.keepForgotten(slot)) return;
   share.closeFd(slot);
   share.inodes.remove(slot);
 }
@@ -106,7 +108,10 @@ export function lookupName(share: Share, dir: number, dirfd: number, name: numbe
         if (!handleNames(share.handle, inoLow, inoHigh)) continue;
         if (slot !== 0 && inodes.sameHandle(slot, share.handle)) return found(share, slot, dir);
         if (slot !== 0) inodes.retire(slot);
-        if ((u32[share.handle >> 2] as number) <= HANDLE_MAX) return enter(share, dir, mount, true);
+        if ((u32[share.handle >> 2] as number) <= HANDLE_MAX) {
+          slot = enter(share, mount, true);
+          return slot < 0 ? slot : found(share, slot, dir);
+        }
       } else if (error === -EAGAIN) {
         continue;
       } else if (error !== -EOPNOTSUPP && error !== -EOVERFLOW) {
@@ -153,9 +158,10 @@ function enterFd(share: Share, dir: number, fd: number, path: boolean, made: boo
       if (slot !== 0 && inodes.sameHandle(slot, share.handle)) return found(share, slot, dir);
       if (slot !== 0) inodes.retire(slot);
       if ((u32[share.handle >> 2] as number) <= HANDLE_MAX) {
-        slot = enter(share, dir, mount, true);
-        if (slot > 0 && path) share.cacheFd(slot, fd);
-        return slot;
+        slot = enter(share, mount, true);
+        if (slot < 0) return slot;
+        if (path) share.cacheFd(slot, fd);
+        return found(share, slot, dir);
       }
     } else if (error !== -EOPNOTSUPP && error !== -EOVERFLOW) {
       return error;
@@ -166,10 +172,13 @@ function enterFd(share: Share, dir: number, fd: number, path: boolean, made: boo
   if (!share.room()) return -ENFILE;
   const kept = path ? fd : native.reopen(share.procfd, fd, O_PATH);
   if (kept < 0) return kept;
-  slot = enter(share, dir, mount, false);
-  if (slot > 0) share.pin(slot, kept);
-  else if (!path) native.close(kept);
-  return slot;
+  slot = enter(share, mount, false);
+  if (slot < 0) {
+    if (!path) native.close(kept);
+    return slot;
+  }
+  share.pin(slot, kept);
+  return found(share, slot, dir);
 }
 
 /**
@@ -199,7 +208,7 @@ function isYoung(birth: number): boolean {
 }
 
 /** Makes a record of what is in `attr`, with the handle that is in `share.handle` or none. Returns its slot, or -ENFILE. */
-function enter(share: Share, dir: number, mount: number, handle: boolean): number {
+function enter(share: Share, mount: number, handle: boolean): number {
   const inodes = share.inodes;
   const word = share.attr >> 2;
   const type = (u16[(share.attr + Statx.mode) >> 1] as number) & S_IFMT;
@@ -213,19 +222,20 @@ function enter(share: Share, dir: number, mount: number, handle: boolean): numbe
     inodes.setHandle(slot, share.handle);
     if (isYoung(birth)) inodes.u32[at + Inode.flags] = (inodes.u32[at + Inode.flags] as number) | Flag.young;
   }
-  if (type === S_IFDIR && share.watcher?.known(inodes.nodeid(slot))) {
-    // What changed before the mark was set is in the attributes, what changes after it is reported.
-    const fd = share.fd(slot);
-    if (fd >= 0) native.statx(fd, EMPTY_NAME, AT_EMPTY_PATH, LOOKUP_MASK, share.attr);
-  }
-  return found(share, slot, dir);
+  return slot;
 }
 
 /** Counts one reference and tells the guest. */
 function found(share: Share, slot: number, dir: number): number {
   const inodes = share.inodes;
   const at = slot << SHIFT;
-  inodes.f64[(at + Inode.nlookup) >> 1] = (inodes.f64[(at + Inode.nlookup) >> 1] as number) + 1;
+  const held = inodes.f64[(at + Inode.nlookup) >> 1] as number;
+  inodes.f64[(at + Inode.nlookup) >> 1] = held + 1;
+  if (held === 0 && inodes.u32[at + Inode.type] === S_IFDIR && share.watcher?.known(inodes.nodeid(slot))) {
+    // What changed before the mark was set is in the attributes, what changes after it is reported.
+    const fd = share.fd(slot);
+    if (fd >= 0) native.statx(fd, EMPTY_NAME, AT_EMPTY_PATH, LOOKUP_MASK, share.attr);
+  }
   const entry = share.entry;
   entry.nodeid = inodes.nodeid(slot);
   entry.attrFlags = 0;
@@ -270,10 +280,17 @@ function sameObject(a: number, b: number): boolean {
   );
 }
 
-/** LOOKUP ".": the directory itself. */
-function lookupSelf(share: Share, dir: number, dirfd: number): number {
-  const error = native.statx(dirfd, EMPTY_NAME, AT_EMPTY_PATH, LOOKUP_MASK, share.attr);
-  return error < 0 ? error : found(share, dir, dir);
+/**
+ * LOOKUP ".": the inode itself, of any type (`fuse_get_dentry()`). The guest may have forgotten it: {@link Share.keepForgotten}.
+ * @returns its slot; -ENOENT or -ESTALE when it is not known any more, which the guest makes ESTALE
+ */
+function lookupSelf(share: Share, nodeid: number): number {
+  const slot = share.inodes.find(nodeid);
+  if (slot < 0) return slot;
+  const fd = share.fd(slot);
+  if (fd < 0) return fd;
+  const error = native.statx(fd, EMPTY_NAME, AT_EMPTY_PATH, LOOKUP_MASK, share.attr);
+  return error < 0 ? error : found(share, slot, slot);
 }
 
 /**
@@ -281,7 +298,7 @@ function lookupSelf(share: Share, dir: number, dirfd: number): number {
  * Such a parent is answered with -ESTALE.
  */
 function lookupParent(share: Share, dir: number, dirfd: number): number {
-  if (dir === ROOT_SLOT) return lookupSelf(share, dir, dirfd);
+  if (dir === ROOT_SLOT) return lookupSelf(share, ROOT_NODEID);
   if (!share.room()) return -ENFILE;
   const fd = native.openat(dirfd, share.dotDot, O_PATH | O_DIRECTORY | O_NOFOLLOW, 0);
   if (fd < 0) return fd;

@@ -56,7 +56,14 @@ const NO_SESSION: SessionOptions = {
   submounts: false,
   atomicOTrunc: false,
   securityContext: false,
+  exportSupport: false,
 };
+
+/**
+ * Inodes that the guest has forgotten and can come back to by their nodeid (export support): the oldest go first. 128 bytes and
+ * two buckets of the indexes each.
+ */
+const KEEP_FORGOTTEN = 1 << 18;
 
 /** Hears of inodes that come and go. */
 export interface InodeWatcher {
@@ -126,6 +133,10 @@ export class Share {
   #ringSize = 0;
   #hand = 0;
   #pinned = 0;
+  /** The line of forgotten inodes: slots, the oldest at `#keptFirst`. */
+  #kept = new Uint32Array(0);
+  #keptFirst = 0;
+  #keptCount = 0;
   readonly #openHandle = arenaAlloc(64);
   readonly #warn: (message: string) => void;
 
@@ -273,6 +284,39 @@ export class Share {
     const last = this.#ring[--this.#ringSize] as number;
     this.#ring[position] = last;
     this.inodes.u32[(last << SHIFT) + Inode.cachePosition] = position;
+  }
+
+  /**
+   * The guest has forgotten an inode: with export support its nodeid stays valid for a while, as a file handle of the guest's is
+   * made of it (`fuse_encode_fh()`). Only what can be opened by a handle is kept: a record costs no descriptor.
+   * @returns false when it is not kept
+   */
+  keepForgotten(slot: number): boolean {
+    if (!this.session.exportSupport) return false;
+    const at = slot << SHIFT;
+    const flags = this.inodes.u32[at + Inode.flags] as number;
+    if ((flags & Flag.handleIndexed) === 0 || (flags & Flag.pinned) !== 0) return false;
+    this.closeFd(slot);
+    this.inodes.f64[(at + Inode.nlookup) >> 1] = 0;
+    if ((flags & Flag.kept) !== 0) return true;
+    if (this.#kept.length === 0) this.#kept = new Uint32Array(KEEP_FORGOTTEN);
+    if (this.#keptCount === KEEP_FORGOTTEN) this.#dropOldestKept();
+    this.#kept[(this.#keptFirst + this.#keptCount++) % KEEP_FORGOTTEN] = slot;
+    this.inodes.u32[at + Inode.flags] = (this.inodes.u32[at + Inode.flags] as number) | Flag.kept;
+    return true;
+  }
+
+  #dropOldestKept(): void {
+    const slot = this.#kept[this.#keptFirst] as number;
+    this.#keptFirst = (this.#keptFirst + 1) % KEEP_FORGOTTEN;
+    this.#keptCount--;
+    const at = slot << SHIFT;
+    // Not when the slot has gone to another inode since.
+    if (!this.inodes.live(slot) || ((this.inodes.u32[at + Inode.flags] as number) & Flag.kept) === 0) return;
+    this.inodes.u32[at + Inode.flags] = (this.inodes.u32[at + Inode.flags] as number) & ~Flag.kept;
+    if (this.inodes.f64[(at + Inode.nlookup) >> 1] !== 0) return;
+    this.closeFd(slot);
+    this.inodes.remove(slot);
   }
 
   /** Makes an inode's cached descriptor stay until the inode is forgotten. */
@@ -428,6 +472,7 @@ export class Share {
       this.closeFd(slot);
       this.inodes.remove(slot);
     }
+    this.#keptFirst = this.#keptCount = 0;
     this.mounts.closeSubmounts();
     this.credentials.restore();
     this.credentials.setUmask(0);
