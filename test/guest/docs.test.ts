@@ -1,7 +1,7 @@
 /** Every command of the documentation, run as it stands there. */
 import assert from 'node:assert/strict';
 import { randomBytes } from 'node:crypto';
-import { chmodSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { chmodSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { describe, it } from 'node:test';
@@ -9,7 +9,12 @@ import { repository } from '../../qemu/guest/daemon.js';
 import { cacheFolder, prepareBoot } from '../../qemu/guest.js';
 import { Reader, stepsOf } from '../support/docs.js';
 
-const PAGES = ['docs/qemu.md', 'docs/tools.md', 'docs/measuring.md'];
+const PAGES = ['docs/qemu.md', 'docs/libvirt.md', 'docs/tools.md', 'docs/measuring.md'];
+
+/** Commands that another test types: which. */
+const ELSEWHERE: readonly (readonly [RegExp, string])[] = [
+  [/^virsh (create qemu\/libvirt\/plain\.xml|destroy plain)$/, 'make test-libvirt'],
+];
 
 /** A stand-in for the reader's QEMU and image: our kernel instead of guest.qcow2, a channel to type commands, TCG where there is no KVM. */
 function fakeQemu(folder: string, nonce: string): void {
@@ -34,14 +39,25 @@ exec /usr/bin/qemu-system-x86_64 "\${arguments[@]}" -nodefaults -cpu max -kernel
   chmodSync(join(folder, 'bin/qemu-system-x86_64'), 0o755);
 }
 
+/** XML without white space at the ends of lines: what is shown is indented as in its file. */
+const lines = (text: string): string => text.replaceAll(/^\s+|\s+$/gm, '');
+
 describe('documentation', () => {
+  it('docs/libvirt.md: the XML is that of a domain that make test-libvirt starts', () => {
+    const blocks = [...readFileSync(join(repository, 'docs/libvirt.md'), 'utf8').matchAll(/```xml\n(.*?)```/gs)];
+    assert.equal(blocks.length, 2);
+    for (const [, block] of blocks)
+      assert.ok(lines(readFileSync(join(repository, 'qemu/libvirt/plain.xml'), 'utf8')).includes(lines(block as string)));
+  });
+
   for (const page of PAGES) {
     it(page, { timeout: 900_000 }, async () => {
       const folder = mkdtempSync(join(tmpdir(), 'docs-'));
       const nonce = randomBytes(8).toString('hex');
       mkdirSync(join(folder, 'home/src'), { recursive: true });
-      const steps = stepsOf(join(repository, page));
-      assert.ok(steps.length > 0, 'no commands');
+      const all = stepsOf(join(repository, page));
+      assert.ok(all.length > 0, 'no commands');
+      const steps = all.filter(({ command }) => !ELSEWHERE.some(([pattern]) => pattern.test(command)));
       if (steps.some(({ command }) => command.startsWith('qemu-system'))) fakeQemu(folder, nonce);
       const environment = {
         ...process.env,
