@@ -47,6 +47,9 @@ export const HandleFlag = {
 const GENERATIONS = 0xffffffff;
 const State = { generation: 0, open: 1, top: 2 } as const;
 
+/** For {@link HandleStore.find}: the handle may be of any inode. No number that a guest can send. */
+export const ANY_NODE = -1;
+
 /** The store. */
 export class HandleStore {
   readonly u32: Uint32Array;
@@ -99,7 +102,7 @@ export class HandleStore {
     return (this.u32[(slot << SHIFT) + Handle.generation] as number) * HANDLE_SLOTS + slot;
   }
 
-  /** The slot of a handle that the guest named, or -EBADF: unknown, released, of another inode (nodeid 0: any) or another kind. */
+  /** The slot of a handle that the guest named, or -EBADF: unknown, released, of another inode ({@link ANY_NODE}: any) or another kind. */
   find(fh: number, nodeid: number, kind: number): number {
     const generation = Math.floor(fh / HANDLE_SLOTS);
     const slot = fh - generation * HANDLE_SLOTS;
@@ -109,7 +112,7 @@ export class HandleStore {
     const u32 = this.u32;
     if (u32[at + Handle.generation] !== generation || u32[at + Handle.kind] !== kind) return -EBADF;
     if ((u32[at + Handle.flags] as number) & HandleFlag.closing) return -EBADF;
-    if (nodeid !== 0 && this.f64[(at + Handle.nodeid) >> 1] !== nodeid) return -EBADF;
+    if (nodeid !== ANY_NODE && this.f64[(at + Handle.nodeid) >> 1] !== nodeid) return -EBADF;
     return slot;
   }
 

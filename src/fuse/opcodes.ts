@@ -112,7 +112,7 @@ type Row = Pick<Operation, 'opcode' | 'name' | 'bytes' | 'handler'> & Partial<Op
 const READ_MAX = 16 << 20;
 /** Bytes that one COPY_FILE_RANGE copies at most: a count below PENDING, in whole pages. */
 const COPY_MAX = 0x4000_0000 - 4096;
-/** Where numbers stop to be exact, and offsets to be served. */
+/** Where numbers stop to be exact, and offsets to be served: behind the end of every file. */
 const OFFSET_END = 2 ** 53;
 const OFFSET_MAX = OFFSET_END - 1;
 const O_APPEND = 0x400;
@@ -413,8 +413,7 @@ function read({ fs, chain }: FuseServer, q: Request, r: Reply): number {
   if (size > r.room || size > READ_MAX) return -Errno.EINVAL;
   const offset = q.s64(ReadIn.offset);
   if (offset < 0) return -Errno.EINVAL;
-  if (offset >= OFFSET_END) return 0; // behind the end of every file
-  return fs.read(q.nodeid, q.id(ReadIn.fh), offset, size, chain.writableIov, chain.writableCount, OutHeader.bytes);
+  return fs.read(q.nodeid, q.id(ReadIn.fh), Math.min(offset, OFFSET_MAX), size, chain.writableIov, chain.writableCount, OutHeader.bytes);
 }
 
 function write({ fs, chain, session }: FuseServer, q: Request): number {
@@ -465,12 +464,11 @@ function copyFileRange({ fs }: FuseServer, q: Request): number {
   const offsetIn = q.s64(CopyFileRangeIn.offIn);
   const offsetOut = q.s64(CopyFileRangeIn.offOut);
   if (offsetIn < 0 || offsetOut < 0) return -Errno.EINVAL;
-  if (offsetIn >= OFFSET_END) return 0; // behind the end of every file
   if (offsetOut >= OFFSET_END) return -Errno.EFBIG;
   const length = Math.min(q.u64(CopyFileRangeIn.len), COPY_MAX); // a short copy is allowed, the guest asks again
   return fs.copyFileRange(
     q.id(CopyFileRangeIn.fhIn),
-    offsetIn,
+    Math.min(offsetIn, OFFSET_MAX),
     q.id(CopyFileRangeIn.nodeidOut),
     q.id(CopyFileRangeIn.fhOut),
     offsetOut,

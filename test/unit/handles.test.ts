@@ -2,7 +2,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { native } from 'vhost-user-ts/native';
 import { Block } from '../../src/fs/block.js';
-import { HandleStore, Kind } from '../../src/fs/handles.js';
+import { ANY_NODE, HandleStore, Kind } from '../../src/fs/handles.js';
 
 const EBADF = -9;
 
@@ -20,7 +20,8 @@ test('a handle belongs to one inode and one kind', () => {
   const slot = handles.add(fd, 4711, Kind.file, 0, 0, 0);
   const fh = handles.fh(slot);
   assert.equal(handles.find(fh, 4711, Kind.file), slot);
-  assert.equal(handles.find(fh, 0, Kind.file), slot);
+  assert.equal(handles.find(fh, ANY_NODE, Kind.file), slot);
+  assert.equal(handles.find(fh, 0, Kind.file), EBADF);
   assert.equal(handles.find(fh, 4712, Kind.file), EBADF);
   assert.equal(handles.find(fh, 4711, Kind.directory), EBADF);
   for (const wrong of [0, 1, slot, fh + 1, fh + 2 ** 20, fh - 2 ** 20, -1, 2 ** 53 - 1, 2 ** 63, 2 ** 64]) {

@@ -1,7 +1,7 @@
 /** Attributes: GETATTR, SETATTR, ACCESS, STATFS. */
 import { arena, EMPTY_NAME, native } from 'vhost-user-ts/native';
 import { NO_FH, type SetAttr } from '../filesystem.js';
-import { Kind } from '../handles.js';
+import { ANY_NODE, Kind } from '../handles.js';
 import { NO_ID } from '../idmap.js';
 import {
   AT_EMPTY_PATH,
@@ -122,7 +122,7 @@ function truncate(share: Share, slot: number, handle: number, size: number, kill
   if (type !== S_IFREG) return type === S_IFDIR ? -EISDIR : -EINVAL;
   let fd: number;
   if (handle > 0) {
-    if (share.handles.find(share.handles.fh(handle), 0, Kind.file) < 0) return -EBADF;
+    if (share.handles.find(share.handles.fh(handle), ANY_NODE, Kind.file) < 0) return -EBADF;
     fd = share.handles.fd(handle);
   } else {
     share.keep = slot; // the caller goes on with the inode's own descriptor

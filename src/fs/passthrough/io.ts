@@ -4,7 +4,7 @@
  */
 import { native, OffloadOp } from 'vhost-user-ts/native';
 import { PENDING } from '../filesystem.js';
-import { HandleFlag, Kind } from '../handles.js';
+import { ANY_NODE, HandleFlag, Kind } from '../handles.js';
 import { ROOT_SLOT } from '../inodes.js';
 import {
   EAGAIN,
@@ -203,7 +203,7 @@ export function copyFileRange(
   offsetOut: number,
   length: number,
 ): number {
-  const from = share.handles.find(fhIn, 0, Kind.file);
+  const from = share.handles.find(fhIn, ANY_NODE, Kind.file);
   const to = share.handles.find(fhOut, nodeidOut, Kind.file);
   if (from < 0 || to < 0) return -EBADF;
   const bytes = Math.min(length, COPY_MAX);

@@ -13,6 +13,7 @@ import {
   AT_SYMLINK_NOFOLLOW,
   EAGAIN,
   ENFILE,
+  ENOENT,
   EOPNOTSUPP,
   EOVERFLOW,
   ESTALE,
@@ -44,7 +45,7 @@ const UNSURE = -1;
 export function lookup(share: Share, parent: number, name: number, nameLength: number): number {
   if (nameLength === 1 && u8[name] === DOT) return Math.min(lookupSelf(share, parent), 0);
   const dir = share.directory(parent);
-  if (dir < 0) return dir;
+  if (dir < 0) return dir === -ENOENT ? -ESTALE : dir; // see lookupSelf
   const dirfd = share.fd(dir);
   if (dirfd < 0) return dirfd;
   share.keep = dir;
@@ -282,11 +283,11 @@ function sameObject(a: number, b: number): boolean {
 
 /**
  * LOOKUP ".": the inode itself, of any type (`fuse_get_dentry()`). The guest may have forgotten it: {@link Share.keepForgotten}.
- * @returns its slot; -ENOENT or -ESTALE when it is not known any more, which the guest makes ESTALE
+ * @returns its slot; -ESTALE when it is not known any more: ENOENT would be about a name, and be kept by a guest that may
  */
 function lookupSelf(share: Share, nodeid: number): number {
   const slot = share.inodes.find(nodeid);
-  if (slot < 0) return slot;
+  if (slot < 0) return -ESTALE;
   const fd = share.fd(slot);
   if (fd < 0) return fd;
   const error = native.statx(fd, EMPTY_NAME, AT_EMPTY_PATH, LOOKUP_MASK, share.attr);

@@ -1,0 +1,153 @@
+/**
+ * Runs targets, each in a process of its own: a crash, a sanitizer's complaint or an endless loop ends that process only, and
+ * which case it was is known from a file.
+ */
+import { spawn, spawnSync } from 'node:child_process';
+import { closeSync, ftruncateSync, mkdirSync, mkdtempSync, openSync, readFileSync, rmSync, writeFileSync, writeSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join, relative } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { type Case, caseOf, failure, kindOf, shrink, type Target, text } from './engine.js';
+import { TARGETS } from './targets.js';
+
+const MAIN = fileURLToPath(new URL('main.js', import.meta.url));
+const ROOT = fileURLToPath(new URL('../../../..', import.meta.url));
+/** A case that takes longer never ends. Most take some milliseconds. */
+const HANGS_MS = 60_000;
+const REPLAY_MS = 20_000;
+const SHRINK_MS = 60_000;
+
+/** What became of a target's run. */
+export interface Outcome {
+  target: string;
+  seed: number;
+  cases: number;
+  requests: number;
+  seconds: number;
+  finding?: { index: number; what: string; file: string };
+}
+
+/** What the child says on its standard output. */
+type Report = { cases: number; requests: number; seconds: number; finding?: { index: number; what: string; test: Case } };
+
+/** One target for some seconds, from case `from` of a seed on. */
+export async function campaign(name: string, seed: number, seconds: number, from = 0): Promise<Outcome> {
+  const folder = mkdtempSync(join(tmpdir(), 'campaign-'));
+  const progress = join(folder, 'progress');
+  writeFileSync(progress, '');
+  const began = performance.now();
+  const child = spawn(process.execPath, ['--no-warnings', MAIN, '--child', name, progress, String(seed), String(seconds), String(from)], {
+    stdio: ['ignore', 'pipe', 'pipe'],
+  });
+  let out = '';
+  let errors = '';
+  child.stdout.on('data', (chunk) => {
+    out += chunk;
+  });
+  child.stderr.on('data', (chunk) => {
+    errors = (errors + chunk).slice(-20_000);
+  });
+  let last = '';
+  let since = performance.now();
+  let hung = false;
+  const watch = setInterval(() => {
+    const now = readFileSync(progress, 'latin1');
+    if (now !== last) {
+      last = now;
+      since = performance.now();
+    } else if (performance.now() - since > HANGS_MS) {
+      hung = true;
+      child.kill('SIGKILL');
+    }
+  }, 500);
+  const status = await new Promise<string>((done) => child.on('close', (code, signal) => done(signal ?? String(code))));
+  clearInterval(watch);
+  const [index = from, requests = 0] = readFileSync(progress, 'latin1').trim().split(' ').map(Number);
+  rmSync(folder, { recursive: true, force: true });
+  const outcome: Outcome = { target: name, seed, cases: index - from, requests, seconds: (performance.now() - began) / 1000 };
+  if (out.endsWith('}\n')) {
+    const { finding, ...report } = JSON.parse(out) as Report;
+    Object.assign(outcome, report);
+    if (finding !== undefined)
+      outcome.finding = { index: finding.index, what: finding.what, file: keep(name, seed, finding.index, finding.test) };
+    return outcome;
+  }
+  const what = hung ? `no end within ${HANGS_MS / 1000} s` : `the process ended with ${status}:\n${errors}`;
+  const test = await shrinkApart(name, seed, index);
+  outcome.finding = { index, what, file: keep(name, seed, index, test) };
+  return outcome;
+}
+
+/** Shrinks a case that ends its process, each try in a new one. */
+async function shrinkApart(name: string, seed: number, index: number): Promise<Case> {
+  const target = await (TARGETS[name] as { open(): Target | Promise<Target> }).open();
+  const test = caseOf(target, seed, index);
+  target.close();
+  const file = join(mkdtempSync(join(tmpdir(), 'campaign-')), 'case.json');
+  const result = shrink(
+    test,
+    (smaller) => {
+      writeFileSync(file, JSON.stringify(smaller));
+      const { status, signal } = spawnSync(process.execPath, ['--no-warnings', MAIN, '--replay', name, file], { timeout: REPLAY_MS });
+      return signal !== null || (status !== 0 && status !== 1);
+    },
+    SHRINK_MS,
+  );
+  rmSync(file, { force: true });
+  return result;
+}
+
+function keep(name: string, seed: number, index: number, test: Case): string {
+  const folder = join(ROOT, 'build', 'fuzz', name);
+  mkdirSync(folder, { recursive: true });
+  const file = join(folder, `${seed}-${index}.json`);
+  writeFileSync(file, text(test));
+  return relative(ROOT, file);
+}
+
+/** What a person needs to know of a finding. */
+export function describe({ target, seed, finding }: Outcome): string {
+  if (finding === undefined) return '';
+  return [
+    `${target}: seed ${seed}, case ${finding.index}: ${finding.what.slice(0, 4000)}`,
+    `The shrunk case is in ${finding.file}: make fuzz ONLY=${target} CASE=${finding.file}`,
+    `The whole run: make fuzz ONLY=${target} SEED=${seed} (or FROM=${finding.index} for that case first)`,
+  ].join('\n');
+}
+
+/** The child's side. */
+export async function child(name: string, progress: string, seed: number, seconds: number, from: number): Promise<void> {
+  const target = await (TARGETS[name] as { open(): Target | Promise<Target> }).open();
+  const fd = openSync(progress, 'w');
+  const began = performance.now();
+  const report: Report = { cases: 0, requests: 0, seconds: 0 };
+  let index = from;
+  for (; performance.now() - began < seconds * 1000; index++) {
+    ftruncateSync(fd);
+    writeSync(fd, `${index} ${report.requests}`, 0);
+    const test = caseOf(target, seed, index);
+    try {
+      report.requests += target.run(test);
+    } catch (error) {
+      const what = (error as Error).name === 'Finding' ? (error as Error).message : ((error as Error).stack ?? String(error));
+      const kind = kindOf(failure(target, test) ?? '');
+      const small =
+        kind === kindOf(what) ? shrink(test, (smaller) => kindOf(failure(target, smaller) ?? '') === kind, SHRINK_MS / 2) : test;
+      report.finding = { index, what: failure(target, small) ?? `${what}\n(not every time)`, test: small };
+      break;
+    }
+  }
+  report.cases = index - from;
+  report.seconds = (performance.now() - began) / 1000;
+  closeSync(fd);
+  target.close();
+  writeSync(1, `${JSON.stringify(report)}\n`);
+}
+
+/** Runs one case in this process. @returns what is wrong with it */
+export async function replay(name: string, file: string): Promise<string | undefined> {
+  const target = await (TARGETS[name] as { open(): Target | Promise<Target> }).open();
+  const result = failure(target, JSON.parse(readFileSync(file, 'utf8')) as Case);
+  target.close();
+  return result;
+}

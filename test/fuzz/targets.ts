@@ -1,0 +1,16 @@
+/** Everything that can be fuzzed, by name. A new target: a file beside this one that implements `Target`, and a row here. */
+import type { Target } from './engine.js';
+import { FuseTarget } from './fuse.js';
+
+export interface Row {
+  /** One line for people. */
+  readonly about: string;
+  /** Makes it ready; in a process of its own. */
+  open(): Target | Promise<Target>;
+  /** Its share of a campaign's time. */
+  readonly weight: number;
+}
+
+export const TARGETS: Readonly<Record<string, Row>> = {
+  fuse: { about: 'FUSE requests in sequences, to the real device and file system', open: () => new FuseTarget(), weight: 6 },
+};
