@@ -76,7 +76,7 @@ NODE_FLAGS = --no-warnings --max-semi-space-size=4
 # --- install ---
 
 .PHONY: install
-install: all install-pages
+install: all install-pages install-units
 	install -d $(DESTDIR)$(LIBDIR) $(DESTDIR)$(PREFIX)/bin
 	rm -rf $(DESTDIR)$(LIBDIR)/js $(DESTDIR)$(LIBDIR)/node_modules
 	install -d $(DESTDIR)$(LIBDIR)/js
@@ -111,7 +111,7 @@ lint: node_modules/.package-lock.json
 .PHONY: test-host
 test-host: all
 	$(call need,strace,strace,to count system calls)
-	@qemu/setup.sh packages "shells and man, to test completions and the man page" man-db mandoc bsdutils zsh fish
+	@qemu/setup.sh packages "shells, man and systemd, to test completions, man page and units" man-db mandoc bsdutils zsh fish systemd python3
 	$(NODE_TEST) $(call tests_in,unit native host)
 
 # --- the add-on under the address sanitizer ---

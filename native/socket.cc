@@ -67,11 +67,16 @@ int64_t unixConnect(Env &e, uint32_t path) {
 
 int64_t unixDatagram(Env &e, uint32_t path) {
   sockaddr_un address;
+  socklen_t length = sizeof(address);
   int bad = fillAddress(e.at(path), address);
   if (bad) return bad;
+  if (address.sun_path[0] == '@') {
+    length = offsetof(sockaddr_un, sun_path) + strlen(address.sun_path);
+    address.sun_path[0] = 0;
+  }
   int fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
   if (fd < 0) return -errno;
-  if (connect(fd, reinterpret_cast<sockaddr *>(&address), sizeof(address)) < 0) return closing(fd);
+  if (connect(fd, reinterpret_cast<sockaddr *>(&address), length) < 0) return closing(fd);
   return fd;
 }
 

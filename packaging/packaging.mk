@@ -25,3 +25,13 @@ install-pages: man completions
 	install -m 644 build/completions/virtiofsd-ts $(DESTDIR)$(PREFIX)/share/bash-completion/completions/
 	install -m 644 build/completions/_virtiofsd-ts $(DESTDIR)$(PREFIX)/share/zsh/$(ZSH_DIR)/
 	install -m 644 build/completions/virtiofsd-ts.fish $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/
+
+# systemd looks for units here, too.
+UNIT_DIR = $(PREFIX)/lib/systemd/system
+
+.PHONY: install-units
+install-units:
+	install -d $(DESTDIR)$(UNIT_DIR) $(DESTDIR)$(PREFIX)/share/doc/virtiofsd-ts
+	sed 's|/usr/local/bin|$(PREFIX)/bin|' packaging/systemd/virtiofsd-ts@.service > $(DESTDIR)$(UNIT_DIR)/virtiofsd-ts@.service
+	install -m 644 packaging/systemd/virtiofsd-ts@.socket $(DESTDIR)$(UNIT_DIR)
+	install -m 644 packaging/systemd/example.conf $(DESTDIR)$(PREFIX)/share/doc/virtiofsd-ts

@@ -9,6 +9,7 @@ import parser from 'yargs-parser';
 import { type Config, configFrom } from './config.js';
 import { escapeText } from './log.js';
 import { COMMANDS, DESCRIPTION, GROUPS, OPTIONS, type OptionSpec, PROGRAM, UsageError, type Values, VERSION } from './options.js';
+import { passedSocket } from './systemd.js';
 
 /** What a command line asks for. */
 export type Command = { readonly action: 'run'; readonly config: Config } | { readonly action: 'help' | 'version' | 'print-capabilities' };
@@ -19,9 +20,10 @@ const USAGE_STATUS = 2;
 
 /**
  * Parses the arguments (without node and script).
+ * @param env where systemd says what it has passed
  * @throws UsageError for anything that is unknown, not available or contradictory.
  */
-export function parse(argv: readonly string[]): Command {
+export function parse(argv: readonly string[], env: NodeJS.ProcessEnv = {}): Command {
   const { given, unexpected, error } = tokenize(argv);
   if (given['help'] || given['h']) return { action: 'help' };
   if (given['version'] || given['V']) return { action: 'version' };
@@ -36,14 +38,14 @@ export function parse(argv: readonly string[]): Command {
   for (const spec of SPECS) if (spec.undoes !== undefined) settle(values, argv, spec.name as keyof Values, spec.undoes as keyof Values);
   for (const text of values.o) applyCompat(values, text);
   if (values['print-capabilities']) return { action: 'print-capabilities' };
-  return { action: 'run', config: configFrom(values, warnings) };
+  return { action: 'run', config: configFrom(values, warnings, passedSocket(env)) };
 }
 
 /** For `main.ts`: the configuration to run with; help, version, capabilities and wrong use end the process here. */
 export async function commandLine(argv: readonly string[]): Promise<Config> {
   let command: Command;
   try {
-    command = parse(argv);
+    command = parse(argv, process.env);
   } catch (error) {
     if (!(error instanceof UsageError)) throw error;
     usageExit(error);

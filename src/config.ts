@@ -34,7 +34,9 @@ export type ListenOn =
       /** Name of the group that gets the socket; without one only its owner may connect. */
       readonly group: string | undefined;
     }
-  | { readonly kind: 'fd'; readonly fd: number };
+  | { readonly kind: 'fd'; readonly fd: number }
+  /** From a .socket unit of systemd. It stands for --socket-path, so the daemon serves one client after the other. */
+  | { readonly kind: 'passed'; readonly fd: number };
 
 /** Where metrics are served: a Unix socket, or a host (name or address) and port. */
 export type MetricsAddress = { readonly path: string } | { readonly host: string; readonly port: number };
@@ -129,9 +131,10 @@ const TIMEOUT: Readonly<Record<CachePolicy, number>> = { never: 0, auto: 1, noti
 
 /**
  * Checks the parsed options against each other and against the host.
+ * @param passed a listening socket that systemd has passed
  * @throws UsageError for the first thing that is wrong.
  */
-export function configFrom(values: Values, warnings: readonly string[]): Config {
+export function configFrom(values: Values, warnings: readonly string[], passed?: number): Config {
   const posixAcl = values['posix-acl'];
   const securityLabel = values['security-label'];
   if (posixAcl !== 'never' && values['translate-uid'].length + values['translate-gid'].length > 0)
@@ -145,7 +148,7 @@ export function configFrom(values: Values, warnings: readonly string[]): Config 
   if (xattrmap !== undefined) requireRules('xattrmap', () => new XattrMap(xattrmap));
   return Object.freeze({
     sharedDir: sharedDirectory(values['shared-dir']),
-    listenOn: Object.freeze(listenOn(values)),
+    listenOn: Object.freeze(listenOn(values, passed)),
     tag: tag(values.tag),
     requestQueues: values['num-request-queues'],
     readonly: values.readonly,
@@ -223,7 +226,7 @@ function sharedDirectory(path: string | undefined): string {
   return resolve(path);
 }
 
-function listenOn(values: Values): ListenOn {
+function listenOn(values: Values, passed: number | undefined): ListenOn {
   const { fd, socket } = values;
   const group = values['socket-group'];
   const path = values['socket-path'] ?? socket;
@@ -234,6 +237,7 @@ function listenOn(values: Values): ListenOn {
     if (group !== undefined) throw new UsageError('--socket-group is for --socket-path: the socket of --fd has its owner already');
     return { kind: 'fd', fd };
   }
+  if (passed !== undefined) return { kind: 'passed', fd: passed };
   if (path === undefined) throw new UsageError('no socket to listen on: give --socket-path=PATH or --fd=FD');
   if (group === '') throw new UsageError('--socket-group is empty: name a group');
   requireSocketPath(path, '--socket-path');

@@ -26,6 +26,7 @@ import { Offload } from './queue/offload.js';
 import { type Handover, lockUp } from './sandbox.js';
 import type { Started } from './start.js';
 import { StartError } from './starterror.js';
+import { ServiceManager } from './systemd.js';
 import { withEchoes } from './watch/echofs.js';
 import { EventFeed } from './watch/feed.js';
 import { Fsnotify } from './watch/fsnotify.js';
@@ -35,6 +36,8 @@ const { EAGAIN } = constants.errno;
 /** Threads for calls that would block, unless --thread-pool-size says otherwise. They start only when they are needed. */
 const DEFAULT_OFFLOAD_THREADS = 8;
 const POLLHUP = 0x10;
+/** For systemctl status. */
+const WAITING = 'STATUS=waiting for a guest';
 
 /** One daemon: made once, {@link run} once. */
 export class Daemon {
@@ -49,6 +52,7 @@ export class Daemon {
   #moreEvents = false;
   readonly #metrics: HotMetrics | undefined;
   readonly #metricsServer: MetricsServer | undefined;
+  readonly #manager: ServiceManager;
   #backend: VhostUserBackend | undefined;
   /** Its socket. */
   #client = -1;
@@ -61,9 +65,10 @@ export class Daemon {
    * @param sandbox what was made outside the sandbox that we are in
    * @throws StartError for what the user can put right
    */
-  constructor(config: Config, { socket, end, level }: Started, sandbox?: Handover) {
+  constructor(config: Config, { socket, end, level, notify }: Started, sandbox?: Handover) {
     this.#config = config;
     this.#socket = socket;
+    this.#manager = new ServiceManager(notify);
     this.#loop.add(end, true, () => this.#stop('signal'));
     this.#loop.add(level, true, () => {
       native.eventfdRead(level);
@@ -113,6 +118,7 @@ export class Daemon {
   run(): number {
     const { sharedDir, listenOn } = this.#config;
     log.info(`sharing ${sharedDir}`, listenOn.kind === 'path' ? { socket: listenOn.path } : { fd: listenOn.fd });
+    this.#manager.tell('READY=1', WAITING);
     const device = this.#device;
     if (this.#metrics !== undefined) this.#updateGauges(this.#metrics);
     while (this.#running) {
@@ -245,6 +251,7 @@ export class Daemon {
         continue;
       }
       log.info('a client connected');
+      this.#manager.tell('STATUS=serving a guest');
       this.#metrics?.add(Slot.connections, 1);
       this.#client = fd;
       this.#backend = new VhostUserBackend(this.#device, fd, this.#loop);
@@ -259,10 +266,14 @@ export class Daemon {
     log.flushSuppressed();
     // libvirt and others that pass a socket start a daemon per guest and expect it to end with it.
     if (this.#socket.inherited) this.#running = false;
+    else if (this.#running) this.#manager.tell(WAITING);
   }
 
   #stop(why: string): void {
-    if (this.#running) log.info(`ending on ${why}`);
+    if (this.#running) {
+      log.info(`ending on ${why}`);
+      this.#manager.tell('STOPPING=1', 'STATUS=ending');
+    }
     this.#running = false;
   }
 

@@ -32,8 +32,8 @@ export class ListeningSocket {
       this.#inode = 0;
       return;
     }
-    if (on.kind === 'fd') {
-      this.fd = inherited(on.fd);
+    if (on.kind !== 'path') {
+      this.fd = inherited(on.fd, on.kind === 'fd' ? `--fd=${on.fd}` : `descriptor ${on.fd} from systemd`);
       this.#path = undefined;
       this.#inode = 0;
       return;
@@ -64,11 +64,11 @@ export class ListeningSocket {
   }
 }
 
-function inherited(fd: number): number {
+function inherited(fd: number, name: string): number {
   const domain = native.socketDomain(fd);
-  if (domain === -ENOTSOCK) throw new StartError(`--fd=${fd} is not a socket: pass a listening Unix socket`);
-  if (domain < 0) throw new StartError(`--fd=${fd} is not open: pass a listening Unix socket`);
-  if (domain !== AF_UNIX || native.socketListening(fd) !== 1) throw new StartError(`--fd=${fd} is not a listening Unix socket: pass one`);
+  if (domain === -ENOTSOCK) throw new StartError(`${name} is not a socket: pass a listening Unix socket`);
+  if (domain < 0) throw new StartError(`${name} is not open: pass a listening Unix socket`);
+  if (domain !== AF_UNIX || native.socketListening(fd) !== 1) throw new StartError(`${name} is not a listening Unix socket: pass one`);
   native.setNonBlocking(fd, 1);
   return fd;
 }

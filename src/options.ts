@@ -141,7 +141,14 @@ export const OPTIONS = [
   },
 
   // --- Connection ---
-  { name: 'socket-path', type: 'string', value: 'PATH', group: 'Connection', summary: 'The vhost-user socket to make and listen on' },
+  {
+    name: 'socket-path',
+    type: 'string',
+    value: 'PATH',
+    group: 'Connection',
+    summary: 'The vhost-user socket to make and listen on',
+    details: 'A socket that a .socket unit of systemd passes takes its place',
+  },
   { name: 'socket-group', type: 'string', value: 'GROUP', group: 'Connection', summary: 'The group that may connect to the socket' },
   {
     name: 'fd',

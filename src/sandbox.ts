@@ -17,6 +17,7 @@ import { setOpenFilesLimit } from './limits.js';
 import { listenForMetrics } from './listen.js';
 import type { Started } from './start.js';
 import { StartError } from './starterror.js';
+import { SYSTEMD_VARIABLES } from './systemd.js';
 
 /** What the daemon finds ready. */
 export interface Handover {
@@ -25,6 +26,8 @@ export interface Handover {
   readonly listen: number;
   /** The metrics' listening socket. */
   readonly metrics?: number;
+  /** A socket connected to systemd. */
+  readonly notify?: number;
   /** A socket connected to the system log. */
   readonly syslog?: number;
   /** Where the shared directory is. */
@@ -48,14 +51,14 @@ export function launch(config: Config, started: Started): never {
   if (!existsSync(LAUNCHER))
     throw new StartError(`${LAUNCHER} is missing: install the program as a whole, or use --sandbox=none --seccomp=none`);
   setOpenFilesLimit(config.rlimitNofile);
-  const { flags, handover } = prepare(config, started.socket, started.syslog);
+  const { flags, handover } = prepare(config, started.socket, started);
   const memfd = must(native.memfdCreate(cString('handover'), 0), 'memfd_create');
   writeSync(memfd, JSON.stringify(handover), 0);
   inheritAll();
   native.setInheritable(started.end, 1);
   const environment: NodeJS.ProcessEnv = { ...process.env, [VARIABLE]: String(memfd) };
-  // Files that are not there inside, and would be complained about.
-  for (const name of ['NODE_EXTRA_CA_CERTS', 'NODE_V8_COVERAGE']) delete environment[name];
+  // Files that are not there inside, and would be complained about; what is not for another process.
+  for (const name of ['NODE_EXTRA_CA_CERTS', 'NODE_V8_COVERAGE', ...SYSTEMD_VARIABLES]) delete environment[name];
   // A signal that came before the launcher listens is in the eventfd.
   become([LAUNCHER, ...flags, '--keep', String(memfd), '--stop-fd', String(started.end), '--', ...nodeCommand()], environment);
 }
@@ -69,7 +72,7 @@ function nodeCommand(): string[] {
 export function prepare(
   config: Config,
   { fd: listen, file }: { readonly fd: number; readonly file: string | undefined },
-  syslog = -1,
+  { syslog, notify }: { readonly syslog: number; readonly notify: number } = { syslog: -1, notify: -1 },
 ): { flags: string[]; handover: Handover } {
   const { sandbox, seccomp, metrics } = config;
   const keep = [listen];
@@ -81,7 +84,7 @@ export function prepare(
     keep.push(metricsFd);
     if ('path' in metrics) flags.push('--remove', `${lstatSync(metrics.path).ino}:${resolve(metrics.path)}`);
   }
-  if (syslog >= 0) keep.push(syslog);
+  for (const fd of [syslog, notify]) if (fd >= 0) keep.push(fd);
   let seccompFd: number | undefined;
   // The capability to change roots, which every thread of node still has then, is made useless by a filter.
   const filter = seccomp === 'none' ? (sandbox === 'chroot' ? 'chroot' : undefined) : seccomp;
@@ -104,6 +107,7 @@ export function prepare(
     listen,
     ...(metricsFd === undefined ? {} : { metrics: metricsFd }),
     ...(syslog < 0 ? {} : { syslog }),
+    ...(notify < 0 ? {} : { notify }),
     root: sandbox === 'namespace' ? SHARE_AT : config.sharedDir,
     ...(seccompFd === undefined ? {} : { seccomp: seccompFd }),
     pid: process.pid,

@@ -10,6 +10,7 @@ import { log, syslogSink } from './log.js';
 import { PROGRAM, UsageError } from './options.js';
 import type { Handover } from './sandbox.js';
 import { StartError } from './starterror.js';
+import { openNotify } from './systemd.js';
 
 const { ENOTCONN } = constants.errno;
 const { SIGHUP, SIGINT, SIGTERM, SIGUSR1 } = constants.signals;
@@ -20,6 +21,8 @@ export interface Started {
   readonly end: number;
   /** Eventfd of SIGUSR1: the next log level. */
   readonly level: number;
+  /** Connection to systemd, -1 when it does not wait for word. */
+  readonly notify: number;
   /** Socket of the system log, -1 when the log goes elsewhere. */
   readonly syslog: number;
 }
@@ -38,7 +41,7 @@ export function start(config: Config, sandbox?: Handover): Started {
   native.signalToEventfd(SIGUSR1, level);
   const socket = new ListeningSocket(config.listenOn, sandbox?.listen);
   process.once('exit', () => socket.close()); // also when the rest of the start fails
-  return { socket, end, level, syslog };
+  return { socket, end, level, syslog, notify: sandbox === undefined ? openNotify(process.env) : (sandbox.notify ?? -1) };
 }
 
 function openLog({ logLevel, logFormat, syslog }: Config, sandbox: Handover | undefined): number {

@@ -64,7 +64,7 @@ export interface Native {
   tcpListen(host: number, service: number, backlog: number): number;
   /** socket(AF_UNIX, SOCK_STREAM) and connect. Non-blocking afterwards. */
   unixConnect(path: number): number;
-  /** socket(AF_UNIX, SOCK_DGRAM) and connect: for /dev/log. Non-blocking. */
+  /** socket(AF_UNIX, SOCK_DGRAM) and connect: for /dev/log and $NOTIFY_SOCKET; '@' begins an abstract name. Non-blocking. */
   unixDatagram(path: number): number;
   /** accept4(2), non-blocking, close-on-exec. */
   accept(fd: number): number;
