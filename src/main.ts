@@ -33,5 +33,7 @@ async function run(command: (typeof COMMANDS)[number], argv: readonly string[]):
   switch (command.name) {
     case 'events':
       return (await import('./commands/events.js')).events(command, argv);
+    case 'doctor':
+      return (await import('./commands/doctor.js')).doctor(command, argv);
   }
 }

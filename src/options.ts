@@ -506,6 +506,16 @@ export const COMMANDS = [
     details: `${ADDRESS_IS}. One line for each watch and each event, until the daemon ends`,
     options: [{ name: 'json', summary: 'Lines of JSON' }],
   },
+  {
+    name: 'doctor',
+    summary: 'Says what will work on this host, and what to do about the rest',
+    details:
+      'Looks at the kernel, the sandbox, how files can be watched, limits, QEMU, libvirt and AppArmor, and starts the daemon once on trial. The exit status is 1 when it cannot serve a guest',
+    options: [
+      { name: 'shared-dir', value: 'DIR', summary: 'Looks at this directory, too, as the share' },
+      { name: 'json', summary: 'A JSON array' },
+    ],
+  },
 ] as const satisfies readonly CommandSpec[];
 
 type Table = (typeof OPTIONS)[number];
