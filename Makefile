@@ -23,7 +23,7 @@ include test/bench/bench.mk
 include packaging/packaging.mk
 
 .PHONY: all
-all: build/virtiofsd-ts
+all: build/virtiofsd-ts agent
 
 # --- what is needed to build ---
 
@@ -64,6 +64,15 @@ build/virtiofsd-ts-sandbox: native/sandbox.c native/filter.c native/sandbox.h
 	@[ -f /usr/include/seccomp.h ] || { $(call install,libseccomp-dev,for the filter of system calls) }
 	@mkdir -p $(@D)
 	@gcc -std=gnu17 -O2 -Wall -Wextra -Werror -static -o $@ native/sandbox.c native/filter.c -lseccomp
+
+# The replay agent for guests with a stock kernel; static, so that one program runs in any guest. AGENT_CC=aarch64-linux-gnu-gcc for arm64.
+.PHONY: agent
+agent: build/virtiofsd-ts-agent
+AGENT_CC = gcc
+build/virtiofsd-ts-agent: $(wildcard qemu/guest/agent/*.c) qemu/guest/agent/agent.h
+	$(call need,$(AGENT_CC),gcc libc6-dev,to compile the agent)
+	@mkdir -p $(@D)
+	@$(AGENT_CC) -std=gnu17 -O2 -s -Wall -Wextra -Werror -static -o $@ $(filter %.c,$^)
 
 build/virtiofsd-ts: build/js/.stamp $(ADDON) build/virtiofsd-ts-sandbox Makefile
 	@$(call launcher,$(CURDIR)/build/js/src/main.js) > $@.new

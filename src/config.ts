@@ -2,13 +2,14 @@
  * The daemon's configuration: what the command line comes to, checked and frozen. Everything below `daemon.ts` reads this and
  * knows nothing of options.
  */
-import { statSync } from 'node:fs';
+import { readFileSync, statSync } from 'node:fs';
 import { dirname, resolve } from 'node:path';
 import { capabilitySet } from './capabilities.js';
 import { IdMap } from './fs/idmap.js';
 import { XattrMap } from './fs/xattrmap.js';
 import { type IdRange, parseRange } from './idranges.js';
 import { UsageError, type Values } from './options.js';
+import { TOKEN_MAX } from './replay/abi.js';
 
 /** Whether a feature is used: never, when the guest offers it, or always (a guest that does not is refused). */
 export type Negotiation = 'never' | 'auto' | 'always';
@@ -94,6 +95,8 @@ export interface Config {
   readonly fsnotify: FsnotifyMode;
   /** How many objects the guest may watch at a time. */
   readonly fsnotifyLimit: number;
+  /** The token of --agent, a byte a character; undefined: no agent may come. */
+  readonly agentToken: string | undefined;
 
   readonly sandbox: 'namespace' | 'chroot' | 'none';
   /** What happens on a system call that is not allowed; none: all are. */
@@ -126,6 +129,7 @@ export function needsSandbox({ sandbox, seccomp, modcaps }: Config): boolean {
 /** Longest path of a Unix socket: sizeof(sun_path) without the NUL. */
 const SOCKET_PATH_MAX = 107;
 const TAG_MAX = 36;
+const TOKEN_MIN = 16;
 const DAY = 86400;
 const TIMEOUT: Readonly<Record<CachePolicy, number>> = { never: 0, auto: 1, notify: 1, metadata: DAY, always: DAY };
 
@@ -172,6 +176,7 @@ export function configFrom(values: Values, warnings: readonly string[], passed?:
     translateGid: Object.freeze([...values['translate-gid']]),
     fsnotify: values.fsnotify,
     fsnotifyLimit: values['fsnotify-limit'],
+    agentToken: agentToken(values),
     sandbox: values.sandbox,
     seccomp: values.seccomp,
     modcaps: values.modcaps,
@@ -242,6 +247,27 @@ function listenOn(values: Values, passed: number | undefined): ListenOn {
   if (group === '') throw new UsageError('--socket-group is empty: name a group');
   requireSocketPath(path, '--socket-path');
   return { kind: 'path', path, group };
+}
+
+/** Reads the token of --agent: what is in the file, without white space around it. */
+function agentToken(values: Values): string | undefined {
+  const file = values.agent;
+  if (file === 'off') return undefined;
+  if (values.fsnotify === 'off') throw new UsageError('--agent brings file events to the guest: leave out --fsnotify=off');
+  if (values.writeback) throw new UsageError('--agent does not work with --writeback: the guest then keeps its own times of files');
+  let token: string;
+  let mode: number;
+  try {
+    token = readFileSync(file, 'latin1').trim();
+    ({ mode } = statSync(file));
+  } catch (error) {
+    const code = (error as NodeJS.ErrnoException).code ?? String(error);
+    throw new UsageError(`--agent: ${file} cannot be read (${code}): name a file with a token, or off`);
+  }
+  if ((mode & 0o077) !== 0) throw new UsageError(`--agent: others may read or change ${file}: chmod 600 it`);
+  if (token.length < TOKEN_MIN || token.length > TOKEN_MAX)
+    throw new UsageError(`--agent: the token in ${file} has ${token.length} bytes: it must have ${TOKEN_MIN} to ${TOKEN_MAX}`);
+  return token;
 }
 
 function tag(tag: string | undefined): string | undefined {

@@ -10,7 +10,9 @@ import { VhostUserBackend, WaitLoop } from 'vhost-user-ts';
 import { arena, arenaAlloc, native } from 'vhost-user-ts/native';
 import type { Config } from './config.js';
 import { VirtioFsDevice } from './device.js';
+import type { FileSystem } from './fs/filesystem.js';
 import { ROOT_SLOT } from './fs/inodes.js';
+import { lookupAgain } from './fs/passthrough/lookup.js';
 import { openPassthrough, type PassthroughFs } from './fs/passthrough.js';
 import { Opcode } from './fuse/abi.js';
 import { OPCODES, operationOf } from './fuse/opcodes.js';
@@ -23,6 +25,7 @@ import { type FeedEnd, MetricsServer } from './metrics/server.js';
 import { VERSION } from './options.js';
 import { EventCarriers } from './queue/carriers.js';
 import { Offload } from './queue/offload.js';
+import { Replay } from './replay/replay.js';
 import { type Handover, lockUp } from './sandbox.js';
 import type { Started } from './start.js';
 import { StartError } from './starterror.js';
@@ -35,6 +38,8 @@ import { ShareNodes } from './watch/sharenodes.js';
 const { EAGAIN } = constants.errno;
 /** Threads for calls that would block, unless --thread-pool-size says otherwise. They start only when they are needed. */
 const DEFAULT_OFFLOAD_THREADS = 8;
+/** What the guest must be told beside the events when these are replayed: the end of what is watched. The rest its VFS does itself. */
+const REPLAYED = { inodes: false, entries: true, negative: false };
 const POLLHUP = 0x10;
 /** For systemctl status. */
 const WAITING = 'STATUS=waiting for a guest';
@@ -50,6 +55,7 @@ export class Daemon {
   readonly #events: EventCarriers | undefined;
   /** The host may have more events than were read in the last turn. */
   #moreEvents = false;
+  #toldHow = false;
   readonly #metrics: HotMetrics | undefined;
   readonly #metricsServer: MetricsServer | undefined;
   readonly #manager: ServiceManager;
@@ -91,9 +97,7 @@ export class Daemon {
     const { share } = this.#fs;
     if (config.exportSupport && !share.useHandles)
       log.warn('--export-support: without file handles (CAP_DAC_READ_SEARCH) handles in the guest last only as long as it knows the file');
-    const served =
-      this.#events === undefined ? this.#fs : withEchoes(this.#fs, this.#events.fsnotify, new ShareNodes(share), this.#offload);
-    const server = new FuseServer(served, serverOptions(config), hooks);
+    const server = new FuseServer(this.#served(), serverOptions(config), hooks);
     this.#device = new VirtioFsDevice(
       server,
       this.#offload,
@@ -122,7 +126,8 @@ export class Daemon {
     const device = this.#device;
     if (this.#metrics !== undefined) this.#updateGauges(this.#metrics);
     while (this.#running) {
-      this.#loop.turn(device.hasMore || this.#moreEvents ? 0 : -1);
+      this.#loop.turn(device.hasMore || this.#moreEvents ? 0 : (this.#events?.timeout ?? -1));
+      this.#events?.expire();
       if (device.hasMore) device.serveAgain();
       if (this.#moreEvents) this.#drainEvents();
       if (this.#metrics !== undefined) this.#updateGauges(this.#metrics);
@@ -162,18 +167,33 @@ export class Daemon {
     this.#loop.add(fsnotify.fd, false, () => this.#drainEvents());
     return new EventCarriers(
       fsnotify,
-      (session) => {
-        session.begin(caches, coherent);
+      (session, agent) => {
+        const keeps = coherent && !agent;
+        session.begin(agent ? REPLAYED : caches, keeps);
         share.watcher = {
           known(nodeid) {
             session.known(nodeid);
-            return coherent;
+            return keeps;
           },
           forgotten: (nodeid) => session.forget(nodeid),
         };
       },
       (queue, reason) => this.#backend?.fail(queue, reason),
     );
+  }
+
+  /** The share with the layers that events need. */
+  #served(): FileSystem {
+    const events = this.#events;
+    if (events === undefined) return this.#fs;
+    const { share } = this.#fs;
+    const fs = withEchoes(this.#fs, events.fsnotify, new ShareNodes(share), this.#offload);
+    if (this.#config.agentToken === undefined) return fs;
+    const token = Buffer.from(this.#config.agentToken, 'latin1');
+    const again = (nodeid: number) => lookupAgain(share, nodeid);
+    const replay = new Replay(fs, again, events, token, (level, line) => log.limited(level, `agent ${line}`, line));
+    events.onRead = () => replay.readable();
+    return replay.served;
   }
 
   /** What `virtiofsd-ts events` reads of the metrics server. */
@@ -211,6 +231,7 @@ export class Daemon {
     server.onSession = (session) => {
       // Set again when the session's events begin, if they do.
       share.watcher = null;
+      if (!session.fsnotify) this.#tellHow();
       if (!coherent) return;
       server.setTimeouts(timeouts);
       share.cache = 'auto';
@@ -233,6 +254,17 @@ export class Daemon {
         '--cache=notify: not every directory can be watched: from now on the guest caches as with --cache=auto (see --fsnotify-limit)',
       );
     };
+  }
+
+  /** Once: how a guest whose kernel cannot be told of events gets them. */
+  #tellHow(): void {
+    if (this.#toldHow) return;
+    this.#toldHow = true;
+    log.info(
+      this.#config.agentToken === undefined
+        ? "the guest's kernel cannot be told of file events: give it our patch (qemu/guest/kernel), or run the replay agent in it (--agent, qemu/guest/agent)"
+        : "the guest's kernel cannot be told of file events: they wait for virtiofsd-ts-agent in the guest",
+    );
   }
 
   #accept(): void {
@@ -326,6 +358,7 @@ function serverOptions(config: Config) {
     announceSubmounts: config.announceSubmounts,
     allowMmap: config.allowMmap,
     exportSupport: config.exportSupport,
+    allowIdmap: config.agentToken === undefined,
   };
 }
 

@@ -427,6 +427,16 @@ export const OPTIONS = [
       'auto: by fanotify, and by inotify where a file system or the kernel permits no fanotify; inotify reports no accesses and cannot tell changes of this guest made in the background from those of others',
   },
   {
+    name: 'agent',
+    type: 'string',
+    value: 'off|TOKEN-FILE',
+    default: 'off',
+    group: 'File events',
+    origin: 'ours',
+    summary: 'Let a replay agent in a guest with a stock kernel bring the file events; it must show the token in this file',
+    details: 'See qemu/guest/agent/README.md. Guests cannot use idmapped mounts then',
+  },
+  {
     name: 'fsnotify-limit',
     type: 'integer',
     value: 'N',

@@ -14,6 +14,9 @@
 /** "Not yet": the operation goes on in an offload job (`Offload.lastJob`); its result comes later. Larger than any count or length. */
 export const PENDING = 0x4000_0000;
 
+/** "Not yet, and no job": who has returned it keeps the chain and answers it. As large. */
+export const KEPT = 0x4000_0001;
+
 /** No file handle was given with the request. */
 export const NO_FH = -1;
 
@@ -37,6 +40,8 @@ export interface Entry {
   generation: number;
   /** FUSE_ATTR_* flags (FUSE_ATTR_SUBMOUNT 1). */
   attrFlags: number;
+  /** The guest shall keep neither the name nor the attributes. */
+  volatile: boolean;
 }
 
 /** What OPEN, OPENDIR and CREATE say. */

@@ -471,6 +471,7 @@ export const XATTR_LIST_MAX = 65536;
 
 /** Errnos that the server itself answers with (asm-generic/errno.h): the guest reads Linux's numbers on every architecture. */
 export const Errno = {
+  EALREADY: 114,
   ENOENT: 2,
   EIO: 5,
   ENODEV: 19,

@@ -37,6 +37,8 @@ export interface ServerOptions {
   allowMmap: boolean;
   /** FUSE_EXPORT_SUPPORT (`--export-support`): the guest may look up "." and ".." by nodeid, which nfsd and open_by_handle_at(2) need. */
   exportSupport: boolean;
+  /** FUSE_ALLOW_IDMAP: most requests then do not say under which user id they are made (`--agent` needs to know). */
+  allowIdmap: boolean;
 }
 
 /** What virtiofsd does when no option is given (`--cache=auto`). */
@@ -53,6 +55,7 @@ export const DEFAULT_SERVER_OPTIONS: Readonly<ServerOptions> = {
   announceSubmounts: true,
   allowMmap: false,
   exportSupport: false,
+  allowIdmap: true,
 };
 
 /** Largest WRITE and, in pages of 4 KiB, the largest READ: virtiofsd's numbers. */
@@ -73,7 +76,7 @@ const ALWAYS =
   InitFlag.PARALLEL_DIROPS |
   InitFlag.MAX_PAGES |
   InitFlag.INIT_EXT;
-const ALWAYS_2 = InitFlag2.CREATE_SUPP_GROUP | InitFlag2.ALLOW_IDMAP;
+const ALWAYS_2 = InitFlag2.CREATE_SUPP_GROUP;
 const ACL = InitFlag.POSIX_ACL | InitFlag.DONT_MASK | InitFlag.SETXATTR_EXT;
 
 /** A session's agreement, fixed from one FUSE_INIT to the next. */
@@ -136,6 +139,7 @@ export function negotiate(
     if ((request.flags2 & InitFlag2.SECURITY_CTX) !== 0) flags2 |= InitFlag2.SECURITY_CTX;
     else if (options.securityLabel === 'always') return refused('--security-label=always', warn);
   }
+  if (options.allowIdmap) flags2 |= InitFlag2.ALLOW_IDMAP;
   if (fsnotify) flags2 |= InitFlag2.HAS_FSNOTIFY;
   flags &= request.flags;
   flags2 &= request.flags2;

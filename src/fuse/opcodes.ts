@@ -3,7 +3,7 @@
  * follow from it. A handler reads checked arguments, calls the file system, encodes the result: the same shape for every request.
  */
 import { arena } from 'vhost-user-ts/native';
-import { NO_FH, PENDING } from '../fs/filesystem.js';
+import { KEPT, NO_FH } from '../fs/filesystem.js';
 import {
   AccessIn,
   AT_STATX_SYNC_TYPE,
@@ -569,5 +569,5 @@ function fsnotify({ session, events }: FuseServer, q: Request, r: Reply): number
 function readNotify({ session, events, chain }: FuseServer, q: Request): number {
   if (!session.fsnotify || events === null) return -Errno.ENOSYS;
   const error = events.lend(chain, q.uniqueLow, q.uniqueHigh, q.u32(ReadNotifyIn.size), q.u32(ReadNotifyIn.flags));
-  return error < 0 || error === PENDING ? error : 0;
+  return error < 0 || error === KEPT ? error : 0;
 }

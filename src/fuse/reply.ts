@@ -338,6 +338,7 @@ export class Reply implements DirectorySink {
     u32[i + (EntryOut.entryValidNsec >> 2)] = this.#entryNsec;
     u32[i + (EntryOut.attrValidNsec >> 2)] = linked ? this.#linkedNsec : this.#attrNsec;
     attributes(at + EntryOut.attr, this.#fs.attr, entry.attrFlags);
+    if (entry.volatile) clear(at + EntryOut.entryValid, EntryOut.attr - EntryOut.entryValid);
   }
 }
 

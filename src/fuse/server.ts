@@ -45,7 +45,7 @@ export interface FileEvents {
   watch(nodeid: number, generation: number, maskLow: number, maskHigh: number, flags: number): number;
   /**
    * FUSE_READ_NOTIFY: takes the chain's writable buffers (it copies the iovecs) for a later notification.
-   * Returns PENDING, then the chain is answered by the event code alone; or 0 or -errno.
+   * Returns KEPT, then the chain is answered by the event code alone; or 0 or -errno.
    */
   lend(chain: Chain, uniqueLow: number, uniqueHigh: number, size: number, flags: number): number;
 }
@@ -165,8 +165,9 @@ export class FuseServer {
       result = operation.handler(this, q, r);
     } else this.#metrics.malformed();
     if (this.trace !== null) this.trace(operation, q, result);
-    if (result === PENDING) {
-      this.#keep(operation, q, began);
+    if (result >= PENDING) {
+      if (result === PENDING) this.#keep(operation, q, began);
+      else this.pendingJob = -1;
       return PENDING;
     }
     if (result === NO_REPLY) {
@@ -259,10 +260,6 @@ export class FuseServer {
 
   /** Saves what {@link complete} needs; of the iovecs only those that a header and a small body go to. */
   #keep(operation: Operation, q: Request, began: number): void {
-    if (operation.opcode === Opcode.READ_NOTIFY) {
-      this.pendingJob = -1;
-      return;
-    }
     const job = this.#jobs.lastJob;
     if (job < 0 || job >= this.#jobs.capacity) throw new RangeError(`PENDING with job ${job} of ${this.#jobs.capacity}`);
     this.pendingJob = job;

@@ -1,14 +1,16 @@
 /**
- * The two ways of notifications to the guest (src/watch/PROTOCOL.md, carriers): buffers of the notification queue, and buffers
- * lent with FUSE_READ_NOTIFY requests to those that have no such queue. Both are a source of buffers for the notifier; a
- * session uses one of them.
+ * The ways of notifications to the guest: buffers of the notification queue, buffers lent with FUSE_READ_NOTIFY requests to those
+ * that have no such queue (src/watch/PROTOCOL.md, carriers), and READ requests of a replay agent (src/replay/abi.ts). All are a source
+ * of buffers for the notifier; a session uses one of them.
  */
 import type { Virtqueue } from 'vhost-user-ts';
 import { chainErrorText } from 'vhost-user-ts';
 import { arena, arenaAlloc, native } from 'vhost-user-ts/native';
-import { PENDING } from '../fs/filesystem.js';
-import { Errno, OutHeader, READ_NOTIFY_STOP } from '../fuse/abi.js';
+import { KEPT } from '../fs/filesystem.js';
+import { Errno, InHeader, OutHeader, READ_NOTIFY_STOP } from '../fuse/abi.js';
 import type { Chain, FileEvents } from '../fuse/server.js';
+import { LOOK_MAX, NOTIFY_LOOK, READ_WAIT_MS } from '../replay/abi.js';
+import type { AgentEvents } from '../replay/replay.js';
 import type { EventFeed } from '../watch/feed.js';
 import type { Fsnotify } from '../watch/fsnotify.js';
 import type { BufferSource } from '../watch/notifier.js';
@@ -21,7 +23,7 @@ const IOVEC_BYTES = 16;
 /** A message of `notify_buf_size` must fit: a rename with two longest names has 624 bytes. */
 export const NOTIFY_BUFFER_BYTES = 4096;
 
-const { EINVAL, ENOBUFS, ENODEV } = Errno;
+const { EALREADY, EINVAL, ENOBUFS, ENODEV } = Errno;
 
 /** Buffers of the notification queue (virtio 1.2, 5.11.6.4). One is taken, filled and given back at a time. */
 class NotificationQueue implements BufferSource {
@@ -96,7 +98,7 @@ class LentBuffers implements BufferSource {
     return this.#kept.length;
   }
 
-  /** Keeps a request's buffer; {@link place} must follow. @returns PENDING or -errno */
+  /** Keeps a request's buffer; {@link place} must follow. @returns KEPT or -errno */
   keep(chain: Chain, uniqueLow: number, uniqueHigh: number): number {
     if (chain.writableCount > LENT_IOVECS || chain.writableBytes < OutHeader.bytes + NOTIFY_BUFFER_BYTES) return -EINVAL;
     if (this.#kept.length >= LENT_MAX) return -ENOBUFS;
@@ -115,7 +117,7 @@ class LentBuffers implements BufferSource {
     lent.uniqueLow = uniqueLow;
     lent.uniqueHigh = uniqueHigh;
     this.#placing = lent;
-    return PENDING;
+    return KEPT;
   }
 
   /** Where the chain of the last {@link keep} goes back to. */
@@ -184,7 +186,7 @@ class LentBuffers implements BufferSource {
 }
 
 /** Remote fsnotify of one device: what the FUSE server and the queues need of it. */
-export class EventCarriers implements FileEvents {
+export class EventCarriers implements FileEvents, AgentEvents {
   readonly supportedLow: number;
   readonly supportedHigh: number;
   readonly fsnotify: Fsnotify;
@@ -194,17 +196,26 @@ export class EventCarriers implements FileEvents {
   /** Shows people what goes on; undefined when nobody can look. */
   feed: EventFeed | undefined;
 
-  readonly #begin: (fsnotify: Fsnotify) => void;
+  readonly #begin: (fsnotify: Fsnotify, agent: boolean) => void;
   readonly #queue: NotificationQueue;
   readonly #lent = new LentBuffers();
+  /** READs of the control file; a reply is the same as that of a lent buffer. */
+  readonly #reads = new LentBuffers();
+  readonly #request = arenaAlloc(InHeader.bytes);
+  readonly #look = arenaAlloc(OutHeader.bytes + 4 * LOOK_MAX);
   #session = false;
+  #agent = false;
+  /** How long the READ waits whose chain is about to be placed, in milliseconds; -1: there is none. */
+  #reading = -1;
+  /** When the kept READ is answered empty, by the monotonic clock; 0: there is none. */
+  #patience = 0;
   #told = false;
 
   /**
-   * @param begin starts a session of `fsnotify` with what its guest caches
+   * @param begin starts a session of `fsnotify` with what its guest caches; `agent`: events are replayed
    * @param fail stops a queue whose driver broke the rules
    */
-  constructor(fsnotify: Fsnotify, begin: (fsnotify: Fsnotify) => void, fail: (queue: Virtqueue, reason: string) => void) {
+  constructor(fsnotify: Fsnotify, begin: (fsnotify: Fsnotify, agent: boolean) => void, fail: (queue: Virtqueue, reason: string) => void) {
     this.fsnotify = fsnotify;
     this.supportedLow = fsnotify.supportedLow;
     this.supportedHigh = fsnotify.supportedHigh;
@@ -217,7 +228,7 @@ export class EventCarriers implements FileEvents {
   begin(): void {
     this.#session = true;
     this.#told = false;
-    this.#begin(this.fsnotify);
+    this.#begin(this.fsnotify, false);
     this.#attach();
   }
 
@@ -244,12 +255,91 @@ export class EventCarriers implements FileEvents {
     return this.#lent.keep(chain, uniqueLow, uniqueHigh);
   }
 
+  // --- for the replay agent ---
+
+  /** The agent has begun to wait for a notification. */
+  onRead: () => void = () => undefined;
+
+  beginAgent(): number {
+    if (this.#session) return -EALREADY;
+    this.#agent = true;
+    this.#begin(this.fsnotify, true);
+    this.#attach();
+    return 0;
+  }
+
+  endAgent(): void {
+    this.#agent = false;
+    this.#reads.giveBack(ENODEV);
+    this.fsnotify.attach(null);
+    this.fsnotify.end();
+  }
+
+  lendRead(size: number, waitMs: number): number {
+    if (size < NOTIFY_BUFFER_BYTES) return -EINVAL;
+    // One thread reads.
+    if (this.#reads.size > 0) return -ENOBUFS;
+    this.#reading = Math.min(waitMs, READ_WAIT_MS);
+    return KEPT;
+  }
+
+  look(at: number, count: number): boolean {
+    const reads = this.#reads;
+    if (this.fsnotify.notifier.pending || !reads.takeBuffer()) return false;
+    const bytes = OutHeader.bytes + 4 * count;
+    const word = this.#look >> 2;
+    arena.u32[word] = bytes;
+    arena.i32[word + (OutHeader.error >> 2)] = NOTIFY_LOOK;
+    arena.u32[word + (OutHeader.unique >> 2)] = 0;
+    arena.u32[word + (OutHeader.unique >> 2) + 1] = 0;
+    arena.u8.copyWithin(this.#look + OutHeader.bytes, at, at + 4 * count);
+    native.scatter(reads.iov, reads.count, reads.skip, this.#look, bytes);
+    reads.complete(bytes);
+    reads.flush();
+    return true;
+  }
+
   // --- for the device ---
 
   /** The chain of the last {@link lend} stays: where it goes back to. */
   placed(queue: Virtqueue, head: number): void {
+    if (this.#reading >= 0) {
+      this.#placeRead(queue, head);
+      return;
+    }
     this.#lent.place(queue, head);
     this.#arrived();
+  }
+
+  #placeRead(queue: Virtqueue, head: number): void {
+    const wait = this.#reading;
+    this.#reading = -1;
+    const { chain } = queue;
+    native.gather(chain.iov, chain.readableCount, this.#request, InHeader.bytes);
+    const unique = (this.#request + InHeader.unique) >> 2;
+    // It fits: lendRead() and the decoder have seen its sizes.
+    this.#reads.keep(chain, arena.u32[unique] as number, arena.u32[unique + 1] as number);
+    this.#reads.place(queue, head);
+    this.fsnotify.buffersArrived();
+    if (this.#reads.size > 0) this.onRead();
+    if (this.#reads.size === 0) return;
+    if (wait > 0) this.#patience = native.monotonic() + wait * 1e6;
+    else this.#reads.giveBack(0);
+  }
+
+  /** Milliseconds until {@link expire} has something to do, -1: it has nothing to do. */
+  get timeout(): number {
+    if (this.#patience === 0) return -1;
+    if (this.#reads.size > 0) return Math.max(0, Math.ceil((this.#patience - native.monotonic()) / 1e6));
+    this.#patience = 0;
+    return -1;
+  }
+
+  /** Answers a READ that has waited for long enough. */
+  expire(): void {
+    if (this.timeout !== 0) return;
+    this.#patience = 0;
+    this.#reads.giveBack(0);
   }
 
   /** The notification queue was started, or kicked. */
@@ -268,11 +358,12 @@ export class EventCarriers implements FileEvents {
       this.#attach();
     } else {
       this.#lent.giveBack(0, queue);
+      this.#reads.giveBack(0, queue);
     }
   }
 
   #attach(): void {
-    this.fsnotify.attach(this.#session ? (this.#queue.queue !== null ? this.#queue : this.#lent) : null);
+    this.fsnotify.attach(this.#agent ? this.#reads : this.#session ? (this.#queue.queue !== null ? this.#queue : this.#lent) : null);
     if (this.#session && this.#queue.queue?.pending === true) this.#arrived();
   }
 

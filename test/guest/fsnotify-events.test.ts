@@ -4,12 +4,27 @@ import { execFileSync } from 'node:child_process';
 import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { basename, join } from 'node:path';
-import { after, before, describe, it, type TestContext } from 'node:test';
+import { after, before, describe, it } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { type Daemon, type Guest, startDaemon } from '../../qemu/guest.js';
 import { buildFsnotify, PROGRAM, Watcher } from '../support/fsnotify.js';
+import {
+  assertSame,
+  look,
+  MMAP,
+  makeTree,
+  OWN,
+  single,
+  squeezed,
+  steps,
+  unordered,
+  WATCHED,
+  watch,
+  watchers,
+  withoutEnd,
+} from '../support/guest-events.js';
 import { type Setup, setUp } from '../support/guests.js';
-import { type Change, Changer } from '../support/watch-changer.js';
+import type { Change } from '../support/watch-changer.js';
 import { CHANGES } from '../support/watch-changes.js';
 
 const folder = mkdtempSync(join(tmpdir(), 'events-'));
@@ -51,126 +66,6 @@ async function machine(kind: 'uml' | 'qemu', kernel: string, share?: string): Pr
   }
 }
 
-/** A new tree that {@link CHANGES} can be made in. */
-function makeTree(share: string): string {
-  const root = mkdtempSync(join(share, 't'));
-  for (const directory of ['w', 'w/s', 'o', 'sync']) mkdirSync(join(root, directory));
-  writeFileSync(join(root, 'w/f'), 'f');
-  writeFileSync(join(root, 'o/other'), 'o');
-  return root;
-}
-
-/** What the guest does itself, in a directory that it watches. */
-const OWN = [
-  'echo 1 > a',
-  'echo 2 >> a',
-  'cat a',
-  'chmod 600 a; touch a',
-  'ln a b; ln -s a c',
-  'mkdir d; mv a d/a; mv d/a e; mv e b',
-  'ls d',
-  'rm b c',
-  'rmdir d',
-];
-
-const WATCHED = ['w', 'w/f', 'w/s', 'sync'];
-
-/**
- * Events of one process on one object that were not read yet are one event for fanotify, with the bits of all: what repeats is delivered
- * at least once, in the place of the first.
- */
-function assertSame(guest: readonly string[], host: readonly string[], what: string): void {
-  assert.deepEqual([...new Set(guest)], [...new Set(host)], what);
-  for (const line of new Set(guest)) {
-    // inotify makes one of equal neighbours that were not read yet: how many there are depends on who reads how fast.
-    const times = (lines: readonly string[]) => lines.filter((other, i) => other === line && lines[i - 1] !== other).length;
-    assert.ok(times(guest) <= times(host), `${what}: ${line} came ${times(guest)} times, on the host ${times(host)} times`);
-  }
-}
-
-/**
- * What cannot be equal.
- *  - DELETE_SELF and IGNORED: the end of an inode. On the host that is when the daemon lets go of it, in the guest when it is told of the
- *    removal; the guest is tested on its own.
- */
-const withoutEnd = (lines: readonly string[]) => lines.filter((line) => !/ (DELETE_SELF|IGNORED)$/.test(line));
-
-/**
- *  - O_TMPFILE: the file has one name after the other, between which fanotify's merging does not tell.
- */
-const unordered = (lines: readonly string[]) => [...new Set(lines)].sort();
-
-/**
- * fanotify merges in the guest and on the host when it likes: one line a bit, each once. What a name stands for is known only of watched objects.
- *  - FAN_RENAME with one half: the guest is told of the watched half alone, which is MOVED_FROM or MOVED_TO. A whole one
- *    does not say what was renamed: the guest's kernel makes it of a dentry for the name alone.
- *  - DELETE of a watched object does not say whose name it was: the guest's inode has ended before.
- */
-const single = (lines: readonly string[]) =>
-  unordered(
-    lines.flatMap((line) => {
-      if (/ RENAME.* > - -|^- RENAME/.test(line)) return [];
-      const [, name, mask, rest] = /^(\S+) (\S+)(.*)$/.exec(line) as unknown as string[];
-      const isdir = mask?.includes(',ISDIR') ? ',ISDIR' : '';
-      const bits = (mask as string).split(',').filter((bit) => bit !== 'ISDIR');
-      return bits.map(
-        (bit) => `${name} ${bit}${isdir}${rest?.replace(bit === 'RENAME' || bit === 'DELETE' ? / child \S+$/ : / child other$/, '')}`,
-      );
-    }),
-  );
-
-/** inotify itself drops an event that equals the last one that was not read yet. */
-const squeezed = (lines: readonly string[]) => lines.filter((line, i) => line !== lines[i - 1]);
-
-const MMAP: Change & { mapped?: string } = { op: 'truncate', path: 'w/f', size: 4096, mapped: 'w/f' };
-
-/** Makes each change on the host, and a directory in `sync` after it: what comes before that, on the host and in the guest, is the change's. */
-async function* steps(
-  root: string,
-  watchers: Watcher[],
-  changes: readonly (Change & { mapped?: string })[],
-  prepare?: (change: Change) => Promise<void>,
-) {
-  const changer = new Changer(root);
-  let turn = 0;
-  try {
-    for (const change of changes) {
-      await prepare?.(change);
-      await changer.do(change);
-      if (change.mapped !== undefined) execFileSync(program, ['mmap', join(root, change.mapped)]);
-      const name = `${process.pid}.${turn++}.${root.length}.${Date.now()}`;
-      await changer.do({ op: 'mkdir', path: `sync/${name}` });
-      const lists: string[][] = [];
-      for (const watcher of watchers) {
-        const lines = await watcher.until(new RegExp(`^sync CREATE,ISDIR( ${name}|$)`));
-        lists.push(lines.slice(0, -1));
-      }
-      yield { change, lists };
-    }
-  } finally {
-    changer.close();
-  }
-}
-
-/** Before a change the guest looks up what it is about. */
-const look = (local: Watcher, root: string) => async (change: Change) => {
-  await local.command(`stat /mnt/${basename(root)}/${change.path}`);
-  if ('to' in change) await local.command(`stat /mnt/${basename(root)}/${change.to}`);
-};
-
-const watch = (root: string, names: readonly string[]) => names.map((name) => `${name}=${root}/${name}`);
-
-/** Watchers of the same directories, on the host and in the guest, that end with the test. */
-async function watchers(t: TestContext, root: string, guest: Guest, how: string, names: readonly string[]): Promise<[Watcher, Watcher]> {
-  const inGuest = join('/mnt', basename(root));
-  const host = Watcher.onHost(program, ...how.split(' '), ...watch(root, names));
-  t.after(() => host.close());
-  const local = Watcher.inGuest(guest, [PROGRAM, how, ...watch(inGuest, names)].join(' '));
-  t.after(() => local.close());
-  await Promise.all([host.ready(), local.ready()]);
-  return [host, local];
-}
-
 for (const [kind, kernel] of MACHINES) {
   describe(`events of the host in a guest: ${kind} ${kernel}`, () => {
     let setup: Setup;
@@ -184,9 +79,15 @@ for (const [kind, kernel] of MACHINES) {
     for (const known of [false, true]) {
       it(`inotify, files that the guest ${known ? 'knows' : 'never looked up'}`, { timeout: 60_000 }, async (t) => {
         const root = makeTree(setup.share);
-        const [host, local] = await watchers(t, root, guest, 'inotify', WATCHED);
+        const [host, local] = await watchers(t, program, root, guest, 'inotify', WATCHED);
         const ends: string[] = [];
-        for await (const { change, lists } of steps(root, [host, local], [MMAP, ...CHANGES], known ? look(local, root) : undefined)) {
+        for await (const { change, lists } of steps(
+          program,
+          root,
+          [host, local],
+          [MMAP, ...CHANGES],
+          known ? look(local, root) : undefined,
+        )) {
           const [onHost, seen] = lists.map(withoutEnd) as [string[], string[]];
           const what = JSON.stringify(change);
           if (change.op === 'tmpfile') assert.deepEqual(unordered(seen), unordered(onHost), what);
@@ -207,8 +108,8 @@ for (const [kind, kernel] of MACHINES) {
     ] as const) {
       it(`fanotify, reporting ${report}, files that the guest ${known ? 'knows' : 'never looked up'}`, { timeout: 60_000 }, async (t) => {
         const root = makeTree(setup.share);
-        const [host, local] = await watchers(t, root, guest, `fanotify ${report}`, WATCHED);
-        for await (const { change, lists } of steps(root, [host, local], CHANGES, known ? look(local, root) : undefined)) {
+        const [host, local] = await watchers(t, program, root, guest, `fanotify ${report}`, WATCHED);
+        for await (const { change, lists } of steps(program, root, [host, local], CHANGES, known ? look(local, root) : undefined)) {
           const [onHost, seen] = lists.map(single) as [string[], string[]];
           assert.deepEqual(seen, onHost, JSON.stringify(change));
         }
@@ -221,7 +122,7 @@ for (const [kind, kernel] of MACHINES) {
       for (const name of ['moved', 'directory', 'directory/inside']) mkdirSync(join(root, 'o', name));
       // The directory that they are in is not watched.
       const names = ['replaced', 'removed', 'linked', 'open', 'moved', 'directory', 'directory/inside'].map((name) => `o/${name}`);
-      const [, local] = await watchers(t, root, guest, 'inotify', [...names, 'sync']);
+      const [, local] = await watchers(t, program, root, guest, 'inotify', [...names, 'sync']);
       // A directory that is moved to where the guest has never been is not heard of again.
       await local.command(`stat /mnt/${basename(root)}/w`);
       const open = guest.spawn(`exec 3</mnt/${basename(root)}/o/open; echo open; read line; exec 3<&-; echo closed; read line`);
@@ -239,7 +140,7 @@ for (const [kind, kernel] of MACHINES) {
         { op: 'rmtree', path: 'o/directory' },
       ];
       const seen: string[] = [];
-      for await (const { lists } of steps(root, [local], changes))
+      for await (const { lists } of steps(program, root, [local], changes))
         seen.push(...(lists[0] as string[]).filter((line) => !/ISDIR/.test(line)));
       const end = (name: string) => [`o/${name} DELETE_SELF`, `o/${name} IGNORED`];
       assert.deepEqual(

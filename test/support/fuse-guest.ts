@@ -158,7 +158,7 @@ export class FakeFs implements FileSystem {
     securityContextCount: 0,
     securityContextBytes: 0,
   };
-  readonly entry: Entry = { nodeid: 0x42, generation: 7, attrFlags: 0 };
+  readonly entry: Entry = { nodeid: 0x42, generation: 7, attrFlags: 0, volatile: false };
   readonly opened: Opened = { fh: 5, openFlags: 2 };
   readonly attr: number;
   readonly statfsBuffer: number;

@@ -1,6 +1,8 @@
 import assert from 'node:assert/strict';
 import { spawnSync } from 'node:child_process';
-import { readFileSync } from 'node:fs';
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { test } from 'node:test';
 import { capabilities, errorLine, help, parse } from '../../src/cli.js';
 import type { Config } from '../../src/config.js';
@@ -58,6 +60,7 @@ test('defaults', () => {
     translateGid: [],
     fsnotify: 'auto',
     fsnotifyLimit: 131072,
+    agentToken: undefined,
     sandbox: 'namespace',
     seccomp: 'kill',
     modcaps: undefined,
@@ -203,6 +206,25 @@ for (const [argv, effect] of EFFECTS) {
 test('every option of the table is tried here', () => {
   const source = readFileSync(new URL('../../../../test/unit/cli.test.ts', import.meta.url), 'utf8');
   for (const { name } of OPTIONS) assert.ok(new RegExp(`['" ]--?${name}\\b`).test(source), name);
+});
+
+test('--agent reads the token', () => {
+  const folder = mkdtempSync(join(tmpdir(), 'cli-'));
+  const file = (name: string, content: string, mode = 0o600) => {
+    writeFileSync(join(folder, name), content, { mode });
+    return join(folder, name);
+  };
+  const good = file('good', ' 0123456789abcdef\n');
+  assert.equal(config(...BASE, `--agent=${good}`).agentToken, '0123456789abcdef');
+  assert.equal(config(...BASE, '--agent=off').agentToken, undefined);
+  const said = (path: string, ...more: string[]) => refusal(...BASE, `--agent=${path}`, ...more).replaceAll(folder, 'F');
+  assert.equal(said(`${folder}/none`), '--agent: F/none cannot be read (ENOENT): name a file with a token, or off');
+  assert.equal(said(file('open', 'x'.repeat(20), 0o640)), '--agent: others may read or change F/open: chmod 600 it');
+  assert.equal(said(file('short', 'x\n')), '--agent: the token in F/short has 1 bytes: it must have 16 to 256');
+  assert.equal(said(file('long', 'x'.repeat(257))), '--agent: the token in F/long has 257 bytes: it must have 16 to 256');
+  assert.equal(said(good, '--fsnotify=off'), '--agent brings file events to the guest: leave out --fsnotify=off');
+  assert.match(said(good, '--writeback'), /^--agent does not work with --writeback/);
+  rmSync(folder, { recursive: true });
 });
 
 test('--socket-path, --socket-group and the old --socket', () => {

@@ -1,7 +1,7 @@
 /** FUSE_INIT: versions, and what each option makes of what the guest can do. */
 import assert from 'node:assert/strict';
 import { suite, test } from 'node:test';
-import { PENDING } from '../../src/fs/filesystem.js';
+import { KEPT, PENDING } from '../../src/fs/filesystem.js';
 import { Errno, InitFlag, InitFlag2, InitOut, Opcode } from '../../src/fuse/abi.js';
 import { DEFAULT_SERVER_OPTIONS, type InitRequest, negotiate, type ServerOptions, type Session } from '../../src/fuse/init.js';
 import { type Chain, type FileEvents, FuseServer } from '../../src/fuse/server.js';
@@ -162,7 +162,7 @@ suite('file events', () => {
     lend: (chain, low, high, size, flags) => {
       lent = { ...chain };
       calls.push(`lend(${[low, high, size, flags].join(', ')})`);
-      return flags === 0 ? PENDING : 0;
+      return flags === 0 ? KEPT : 0;
     },
   };
   const fs = new FakeFs();

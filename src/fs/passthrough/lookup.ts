@@ -240,6 +240,7 @@ function found(share: Share, slot: number, dir: number): number {
   const entry = share.entry;
   entry.nodeid = inodes.nodeid(slot);
   entry.attrFlags = 0;
+  entry.volatile = false;
   if (
     share.session.submounts &&
     inodes.u32[at + Inode.type] === S_IFDIR &&
@@ -279,6 +280,25 @@ function sameObject(a: number, b: number): boolean {
     u32[a + dev + 1] === u32[b + dev + 1] &&
     u32[a + mount] === u32[b + mount]
   );
+}
+
+/**
+ * As {@link lookup}, for an inode that the guest knows already, whatever its name is; of one that the host has removed only the type is
+ * known.
+ */
+export function lookupAgain(share: Share, nodeid: number): number {
+  const slot = share.inodes.find(nodeid);
+  if (slot < 0) return slot;
+  const fd = share.fd(slot);
+  const error = fd < 0 ? fd : native.statx(fd, EMPTY_NAME, AT_EMPTY_PATH, LOOKUP_MASK, share.attr);
+  if (error === -ESTALE) {
+    u8.fill(0, share.attr, share.attr + Statx.bytes);
+    u32[(share.attr + Statx.ino) >> 2] = share.inodes.u32[slot << SHIFT] as number;
+    u32[(share.attr + Statx.ino + 4) >> 2] = share.inodes.u32[(slot << SHIFT) + Inode.inoHigh] as number;
+    u16[(share.attr + Statx.mode) >> 1] = share.type(slot);
+  } else if (error < 0) return error;
+  found(share, slot, slot);
+  return 0;
 }
 
 /**

@@ -84,7 +84,7 @@ export class Share {
     securityContextCount: 0,
     securityContextBytes: 0,
   };
-  readonly entry: Entry = { nodeid: 0, generation: 0, attrFlags: 0 };
+  readonly entry: Entry = { nodeid: 0, generation: 0, attrFlags: 0, volatile: false };
   readonly opened: Opened = { fh: 0, openFlags: 0 };
   readonly attr = arenaAlloc(Statx.bytes);
   readonly statfsBuffer = arenaAlloc(Statfs.bytes);
