@@ -12,6 +12,7 @@
 #include <sys/stat.h>
 #include <sys/statfs.h>
 #include <sys/syscall.h>
+#include <sys/sysmacros.h>
 #include <sys/xattr.h>
 #include <unistd.h>
 
@@ -28,6 +29,32 @@ int64_t reopen(Env &, int32_t procfd, int32_t fd, int32_t flags) {
 
 int64_t statX(Env &e, int32_t dirfd, uint32_t name, int32_t flags, uint32_t mask, uint32_t out) {
   return sys(statx(dirfd, e.at(name), flags, mask, e.at<struct statx>(out)));
+}
+
+// In the layout of statx: half of its 150 ns are for copying a structure of twice the size to us.
+int64_t fStat(Env &e, int32_t fd, uint32_t out) {
+  struct stat st;
+  if (syscall(SYS_fstat, fd, &st) < 0) return -errno; // raw: the C library looks up an empty name instead
+  struct statx &to = *e.at<struct statx>(out);
+  to.stx_mask = STATX_BASIC_STATS;
+  to.stx_blksize = st.st_blksize;
+  to.stx_attributes = to.stx_attributes_mask = 0;
+  to.stx_nlink = st.st_nlink;
+  to.stx_uid = st.st_uid;
+  to.stx_gid = st.st_gid;
+  to.stx_mode = st.st_mode;
+  to.stx_ino = st.st_ino;
+  to.stx_size = st.st_size;
+  to.stx_blocks = st.st_blocks;
+  to.stx_atime = {st.st_atim.tv_sec, static_cast<uint32_t>(st.st_atim.tv_nsec), {}};
+  to.stx_mtime = {st.st_mtim.tv_sec, static_cast<uint32_t>(st.st_mtim.tv_nsec), {}};
+  to.stx_ctime = {st.st_ctim.tv_sec, static_cast<uint32_t>(st.st_ctim.tv_nsec), {}};
+  to.stx_btime = {};
+  to.stx_rdev_major = major(st.st_rdev);
+  to.stx_rdev_minor = minor(st.st_rdev);
+  to.stx_dev_major = major(st.st_dev);
+  to.stx_dev_minor = minor(st.st_dev);
+  return 0;
 }
 
 int64_t mkdirAt(Env &e, int32_t dirfd, uint32_t name, uint32_t mode) { return sys(mkdirat(dirfd, e.at(name), mode)); }
@@ -198,6 +225,7 @@ void initFsops(napi_env env, napi_value exports, Env *data) {
   add<&openAt>(env, exports, data, "openat");
   add<&reopen>(env, exports, data, "reopen");
   add<&statX>(env, exports, data, "statx");
+  add<&fStat>(env, exports, data, "fstat");
   add<&mkdirAt>(env, exports, data, "mkdirat");
   add<&mknodAt>(env, exports, data, "mknodat");
   add<&symlinkAt>(env, exports, data, "symlinkat");

@@ -123,15 +123,23 @@ export class Daemon {
     const { sharedDir, listenOn } = this.#config;
     log.info(`sharing ${sharedDir}`, listenOn.kind === 'path' ? { socket: listenOn.path } : { fd: listenOn.fd });
     this.#manager.tell('READY=1', WAITING);
-    const device = this.#device;
     if (this.#metrics !== undefined) this.#updateGauges(this.#metrics);
-    while (this.#running) {
-      this.#loop.turn(device.hasMore || this.#moreEvents ? 0 : (this.#events?.timeout ?? -1));
-      this.#events?.expire();
-      if (device.hasMore) device.serveAgain();
-      if (this.#moreEvents) this.#drainEvents();
-      if (this.#metrics !== undefined) this.#updateGauges(this.#metrics);
-    }
+    while (this.#running) this.turn();
+    this.#end();
+    return 0;
+  }
+
+  /** Waits for whatever comes next, at most `timeout` milliseconds (-1: for ever), and serves it. {@link run} is this in a loop. */
+  turn(timeout = this.#events?.timeout ?? -1): void {
+    const device = this.#device;
+    this.#loop.turn(device.hasMore || this.#moreEvents ? 0 : timeout);
+    this.#events?.expire();
+    if (device.hasMore) device.serveAgain();
+    if (this.#moreEvents) this.#drainEvents();
+    if (this.#metrics !== undefined) this.#updateGauges(this.#metrics);
+  }
+
+  #end(): void {
     this.#backend?.close('the daemon ends');
     this.#socket.close();
     this.#offload.stop();
@@ -139,7 +147,6 @@ export class Daemon {
     this.#fs.close();
     this.#metricsServer?.close();
     log.flushSuppressed();
-    return 0;
   }
 
   /** Remote fsnotify, unless it is turned off. */

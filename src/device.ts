@@ -60,7 +60,9 @@ export class VirtioFsDevice implements VhostUserDevice {
   // Per offload job: where its chain goes back to.
   readonly #jobQueue: (Virtqueue | undefined)[];
   readonly #jobHead: Uint16Array;
-  readonly #touched = new Set<Virtqueue>();
+  /** Queues that got replies of jobs; no Set, whose clear() makes a new one. */
+  readonly #touched: (Virtqueue | undefined)[] = [];
+  #touchedCount = 0;
   /** Queues of this session, for the counters. */
   readonly #started = new Set<Virtqueue>();
   /** Queues that were stopped for a corrupt ring, since the daemon's start. */
@@ -185,8 +187,9 @@ export class VirtioFsDevice implements VhostUserDevice {
   /** Jobs ended: their replies go out, one interrupt per queue. */
   completions(): void {
     this.#offload.reap(this.#done);
-    for (const queue of this.#touched) queue.flush();
-    this.#touched.clear();
+    for (let i = 0; i < this.#touchedCount; i++) this.#touched[i]?.flush();
+    this.#touched.fill(undefined);
+    this.#touchedCount = 0;
   }
 
   readonly #done = (job: number, result: number): void => {
@@ -198,7 +201,7 @@ export class VirtioFsDevice implements VhostUserDevice {
       const length = this.#server.complete(job, result);
       if (queue.memory.logging) queue.markDirty(head, length);
       queue.push(head, length);
-      this.#touched.add(queue);
+      if (!this.#touched.includes(queue)) this.#touched[this.#touchedCount++] = queue;
     } else {
       this.#server.drop(job);
     }

@@ -20,7 +20,7 @@ export class ChainIndex {
    * @param state two words: number of buckets, number of records
    * @param records the records as words, `1 << shift` words each
    * @param link word of a record that holds the next one of its chain
-   * @param hash the hash of a record's key, an unsigned 32-bit number
+   * @param hash the hash of a record's key, a signed 32-bit number
    */
   constructor(heads: Uint32Array, state: Uint32Array, records: Uint32Array, shift: number, link: number, hash: (slot: number) => number) {
     this.#heads = heads;

@@ -132,7 +132,7 @@ export interface FileSystem {
    */
   lookup(parent: number, name: number, nameLength: number): number;
   forget(nodeid: number, nlookup: number): void;
-  /** GETATTR and STATX: `attr` gets everything in `mask` (STATX_*). `fh` may be NO_FH. */
+  /** GETATTR and STATX: `attr` gets everything in `mask` (STATX_*); with mask and flags 0 what fstat(2) tells. `fh` may be NO_FH. */
   getattr(nodeid: number, fh: number, statxFlags: number, mask: number): number;
   setattr(nodeid: number, change: SetAttr): number;
   /** READLINK to arena offset `out`; returns the length. */

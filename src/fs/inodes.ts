@@ -123,7 +123,7 @@ export class InodeStore {
     );
     // Chains that a guest could make long by the order in which it creates files are not to be had without the seed.
     if (!block.inherited) this.#state[State.seed] = randomBytes(4).readUInt32LE();
-    this.#seed = this.#state[State.seed] as number;
+    this.#seed = (this.#state[State.seed] as number) | 0;
     this.#slots.claim(0); // "no slot" in chains and results
   }
 
@@ -309,11 +309,14 @@ function punchBuckets(block: Block, part: number, buckets: number): void {
   block.punch(part + used, INODE_SLOTS * 4 - used);
 }
 
-/** A 32-bit mix in which each input bit moves each output bit (constants of Ellis' hash prospector). */
+/**
+ * A 32-bit mix in which each input bit moves each output bit (constants of Ellis' hash prospector). Signed, as all hashes here: V8 keeps
+ * a number above 2^31 as an object.
+ */
 function mix(h: number): number {
   h = Math.imul(h ^ (h >>> 16), 0x7feb352d);
   h = Math.imul(h ^ (h >>> 15), 0x846ca68b);
-  return (h ^ (h >>> 16)) >>> 0;
+  return h ^ (h >>> 16);
 }
 
 function hashIno(low: number, high: number, mount: number, seed: number): number {
@@ -324,8 +327,8 @@ function hashIno(low: number, high: number, mount: number, seed: number): number
 function hashWords(words: Uint32Array, at: number, seed: number): number {
   const n = handleWords(words[at] as number);
   let h = seed;
-  for (let i = 0; i < n; i++) h = mix(h ^ (words[at + i] as number)) + 0x9e3779b9;
-  return h >>> 0;
+  for (let i = 0; i < n; i++) h = (mix(h ^ (words[at + i] as number)) + 0x9e3779b9) | 0;
+  return h;
 }
 
 /** Words of a struct file_handle with so many bytes; the last word is zero-padded. */

@@ -300,7 +300,7 @@ function batchForget({ fs }: FuseServer, q: Request): number {
 
 function getattr({ fs }: FuseServer, q: Request, r: Reply): number {
   const fh = (q.u32(GetattrIn.flags) & GETATTR_FH) !== 0 ? q.id(GetattrIn.fh) : NO_FH;
-  const error = fs.getattr(q.nodeid, fh, 0, STATX_BASIC_STATS);
+  const error = fs.getattr(q.nodeid, fh, 0, 0);
   return error < 0 ? error : r.attr();
 }
 

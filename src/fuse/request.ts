@@ -15,6 +15,7 @@ import {
   recordAlign,
   Secctx,
   SuppGroups,
+  WriteIn,
   XATTR_NAME_MAX,
   XATTR_SIZE_MAX,
 } from './abi.js';
@@ -70,11 +71,10 @@ const EXACT_HIGH = 0x200000;
  * (8000 nodes here; the virtio-fs driver sends FORGET alone).
  */
 export const REQUEST_MAX = 128 << 10;
-/**
- * Bytes copied before the opcode is known: all of nearly every request (RENAME2 with two names of 255 bytes has 568),
- * and of a WRITE the header, the arguments, and some data that nobody looks at.
- */
+/** Requests up to this size are copied as a whole before the opcode is known: nearly all (RENAME2 with two names of 255 bytes has 568). */
 const FIRST_COPY = 640;
+/** Of a longer one, what a WRITE has before its data. */
+const WRITE_COPY = InHeader.bytes + WriteIn.bytes;
 
 const copy = arenaAlloc(REQUEST_MAX + 64);
 const args = copy + InHeader.bytes;
@@ -115,7 +115,7 @@ export class Request {
       // Nobody can be answered but by the part of the header that is there.
       for (let i = copy >> 2; i < args >> 2; i++) u32[i] = 0;
     }
-    const wanted = Math.min(bytes, FIRST_COPY);
+    const wanted = bytes > FIRST_COPY ? WRITE_COPY : bytes;
     return this.#header(bytes, wanted, native.gather(chain.iov, chain.readableCount, copy, wanted));
   }
 

@@ -54,12 +54,8 @@ export function withEchoes(fs: FileSystem, keeper: EchoKeeper, nodes: WatchNodes
     return result;
   }
 
-  /** A name goes; whose link count changes is known only before. */
-  function removed(directory: number, name: number, remove: () => number): number {
-    const echoes = keeper.echoes;
-    if (echoes === null) return remove();
-    const child = nodes.byName(directory, name);
-    const result = remove();
+  /** A name is gone, and with it one link of `child`, which was asked for before. */
+  function removed(echoes: Echoes, directory: number, name: number, child: number, result: number): number {
     if (result < 0) return result;
     entry(directory, FS_DELETE, name);
     if (child !== 0) echoes.object(child, FS_ATTRIB);
@@ -119,10 +115,16 @@ export function withEchoes(fs: FileSystem, keeper: EchoKeeper, nodes: WatchNodes
       return made(newParent, newName, fs.link(nodeid, newParent, newName));
     },
     unlink(parent, name): number {
-      return removed(parent, name, () => fs.unlink(parent, name));
+      const echoes = keeper.echoes;
+      if (echoes === null) return fs.unlink(parent, name);
+      const child = nodes.byName(parent, name);
+      return removed(echoes, parent, name, child, fs.unlink(parent, name));
     },
     rmdir(parent, name): number {
-      return removed(parent, name, () => fs.rmdir(parent, name));
+      const echoes = keeper.echoes;
+      if (echoes === null) return fs.rmdir(parent, name);
+      const child = nodes.byName(parent, name);
+      return removed(echoes, parent, name, child, fs.rmdir(parent, name));
     },
     rename(parent, name, newParent, newName, flags): number {
       const echoes = keeper.echoes;
@@ -152,7 +154,23 @@ export function withEchoes(fs: FileSystem, keeper: EchoKeeper, nodes: WatchNodes
       changing.clear();
     },
   };
-  return Object.assign(Object.create(fs) as FileSystem, own);
+  return { ...delegates(fs), ...own } as FileSystem;
+}
+
+/**
+ * The operations and the fields of `fs`. An object that has them itself, and not from `fs` as its prototype: whose properties V8 does
+ * not compile into the caller (35 of 1050 ns of a GETATTR).
+ */
+function delegates(fs: FileSystem): Partial<FileSystem> {
+  const result: Record<string, unknown> = {};
+  for (let level: object = fs; level !== Object.prototype; level = Object.getPrototypeOf(level)) {
+    for (const name of Object.getOwnPropertyNames(level)) {
+      if (name === 'constructor') continue;
+      const value: unknown = fs[name as keyof FileSystem];
+      result[name] ??= typeof value === 'function' ? value.bind(fs) : value;
+    }
+  }
+  return result as Partial<FileSystem>;
 }
 
 function nameLength(name: number): number {

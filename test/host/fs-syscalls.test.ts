@@ -3,13 +3,10 @@
  * a change of behaviour. Those with a bound in the comment have it from the budget that the project has set itself.
  */
 import assert from 'node:assert/strict';
-import { execFileSync, spawnSync } from 'node:child_process';
-import * as fs from 'node:fs';
-import * as os from 'node:os';
-import * as path from 'node:path';
 import { test } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import { root } from '../support/fs.js';
+import { hasStrace, traceSteps } from '../support/strace.js';
 
 /** Calls of each step with file handles as root, and with descriptors. */
 const EXPECTED: Record<string, readonly [prefer: number, never: number]> = {
@@ -58,32 +55,14 @@ const EXPECTED: Record<string, readonly [prefer: number, never: number]> = {
   'FORGET with a descriptor': [1, 1],
 };
 
-/** Calls of the runtime that can fall between: garbage collection and timers. */
-const NOISE = /^(mmap|munmap|mprotect|madvise|futex|brk|sched_yield|clock_|gettimeofday|getpid|rt_sig|epoll|write\(\d+, "\\1\\0)/;
-
-const hasStrace = spawnSync('strace', ['-V']).status === 0;
-
 for (const [column, mode] of (['prefer', 'never'] as const).entries()) {
   const skip = !root ? 'needs root' : hasStrace ? false : 'strace is not installed';
   test(`[${mode}] system calls of each operation`, { skip }, () => {
-    const trace = path.join(fs.mkdtempSync(path.join(os.tmpdir(), 'fs-trace-')), 'trace');
-    const program = fileURLToPath(new URL('../support/fs-calls.js', import.meta.url));
-    const names: string[] = JSON.parse(execFileSync('strace', ['-o', trace, process.execPath, program, mode], { encoding: 'utf8' }));
-    const calls = new Map<string, string[]>();
-    let current: string[] | null = null;
-    for (const line of fs.readFileSync(trace, 'utf8').split('\n')) {
-      const marker = /^close\((-?\d+)\)\s+= -1 EBADF/.exec(line);
-      const step = marker ? -1000 - (Number(marker[1]) | 0) : -1;
-      if (step >= 1 && step <= names.length) {
-        current = [];
-        calls.set(names[step - 1] as string, current);
-      } else if (marker && (Number(marker[1]) | 0) === -999) current = null;
-      else if (current && line !== '' && !NOISE.test(line) && !line.startsWith('---')) current.push(line);
-    }
-    fs.rmSync(path.dirname(trace), { recursive: true });
-    const counted = Object.fromEntries([...calls].map(([name, lines]) => [name, lines.length]));
+    const { stdout, steps } = traceSteps(fileURLToPath(new URL('../support/fs-calls.js', import.meta.url)), [mode]);
+    const names: string[] = JSON.parse(stdout);
+    const counted = Object.fromEntries(names.map((name, i) => [name, steps[i + 1]?.length]));
     const expected = Object.fromEntries(Object.entries(EXPECTED).map(([name, numbers]) => [name, numbers[column]]));
-    for (const name of names) if (counted[name] !== expected[name]) console.log(`${name}:\n  ${calls.get(name)?.join('\n  ')}`);
+    for (const [i, name] of names.entries()) if (counted[name] !== expected[name]) console.log(`${name}:\n  ${steps[i + 1]?.join('\n  ')}`);
     assert.deepEqual(counted, expected);
   });
 }

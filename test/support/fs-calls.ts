@@ -1,7 +1,8 @@
-/** The program that fs-syscalls.test.ts runs under strace: each step between two markers that are calls to close(2) of no descriptor. */
+/** The program that fs-syscalls.test.ts runs under strace: each step between two markers. */
 import * as fs from 'node:fs';
-import { cString, native } from 'vhost-user-ts/native';
+import { cString } from 'vhost-user-ts/native';
 import { TestFs } from './fs.js';
+import { stepBegins, stepEnds } from './strace.js';
 
 const mode = process.argv[2] as 'prefer' | 'never';
 const t = new TestFs({ inodeFileHandles: mode, xattr: true });
@@ -11,9 +12,9 @@ const names: string[] = [];
 /** Marks what `step` calls, as `name`. */
 function count(name: string, step: () => void): void {
   names.push(name);
-  native.close(-1000 - names.length);
+  stepBegins(names.length);
   step();
-  native.close(-999);
+  stepEnds();
 }
 
 function expect(result: number): void {

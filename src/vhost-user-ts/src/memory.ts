@@ -25,10 +25,15 @@ interface Region extends RegionSpec {
   id: number;
   /** Our virtual address of the region's first byte. */
   address: number;
+  /** Its bytes as JavaScript sees them, made when they are first looked at. */
+  readonly windows: (Uint32Array | undefined)[];
 }
 
 const LOG_PAGE_SHIFT = 12;
 const EXACT = 2 ** 53;
+/** An ArrayBuffer ends at 4 GiB, and indexes are fastest within 31 bits. */
+const WINDOW_BYTES = 2 ** 31;
+const NO_WORDS = new Uint32Array(0);
 
 /** The memory of one guest. */
 export class GuestMemory {
@@ -36,6 +41,12 @@ export class GuestMemory {
   room = 0;
   /** Grows with every change of the table: whoever keeps translated addresses compares it. */
   generation = 0;
+
+  /** What the last successful {@link window} points into. */
+  words: Uint32Array = NO_WORDS;
+  /** Guest address and length of `words`. */
+  #wordsStart = 0;
+  #wordsBytes = 0;
 
   #regions: Region[] = [];
   #last: Region | undefined;
@@ -78,9 +89,10 @@ export class GuestMemory {
     const slack = spec.mmapOffset % 4096;
     const id = native.regionMap(fd, spec.mmapOffset - slack, spec.size + slack, 1);
     if (id < 0) return id;
-    this.#regions.push({ ...spec, id, address: native.regionAddress(id) + slack });
+    this.#regions.push({ ...spec, id, address: native.regionAddress(id) + slack, windows: [] });
     this.#regions.sort((a, b) => a.guestAddress - b.guestAddress);
     this.#last = undefined;
+    this.#closeWindow();
     this.generation++;
     return 0;
   }
@@ -109,6 +121,7 @@ export class GuestMemory {
 
   #retire(gone: Region[]): void {
     this.#last = undefined;
+    this.#closeWindow();
     this.generation++;
     for (const region of gone) this.#retired.push(region.id);
     if (this.#pins === 0) this.#unmapRetired();
@@ -156,6 +169,42 @@ export class GuestMemory {
       if (guestAddress >= region.guestAddress && guestAddress < region.guestAddress + region.size) return region;
     }
     return undefined;
+  }
+
+  /**
+   * Guest memory without a native call: {@link words} then holds the bytes, and the result is the index of the word at this
+   * guest-physical address. For the moment only: the window goes with its region. The guest can write meanwhile, so each word is read
+   * once; pages that it has truncated read as zeros (see `regionMap`).
+   * @returns -1 when they are not words of one window: not aligned, across a border, not in the table. {@link translate} then.
+   */
+  window(guestAddress: number, length: number): number {
+    const offset = guestAddress - this.#wordsStart;
+    if (offset < 0 || offset + length > this.#wordsBytes) return this.#openWindow(guestAddress, length);
+    return (offset & 3) === 0 ? offset >>> 2 : -1;
+  }
+
+  #openWindow(guestAddress: number, length: number): number {
+    const region = this.#find(guestAddress);
+    if (region === undefined) return -1;
+    // Within its first page a region begins anywhere.
+    const slack = region.address - native.regionAddress(region.id);
+    if (slack % 4 !== 0) return -1;
+    const number = Math.floor((guestAddress - region.guestAddress) / WINDOW_BYTES);
+    const start = number * WINDOW_BYTES;
+    const whole = Math.min(region.size - start, WINDOW_BYTES);
+    const bytes = whole - (whole % 4);
+    const at = guestAddress - region.guestAddress - start;
+    if (at + length > bytes || at % 4 !== 0) return -1;
+    region.windows[number] ??= new Uint32Array(native.regionBuffer(region.id, start + slack, bytes));
+    this.words = region.windows[number];
+    this.#wordsStart = region.guestAddress + start;
+    this.#wordsBytes = bytes;
+    return at / 4;
+  }
+
+  #closeWindow(): void {
+    this.words = NO_WORDS;
+    this.#wordsBytes = 0;
   }
 
   /**
