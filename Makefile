@@ -146,17 +146,7 @@ asan: test-asan
 test-asan: all $(ASAN_ADDON)
 	$(ASAN_ENV) $(NODE_TEST) $(call tests_in,native)
 
-# --- fuzzing: see test/fuzz/README.md ---
-
-.PHONY: test-fuzz
-test-fuzz: all $(ASAN_ADDON)
-	$(ASAN_ENV) $(NODE_TEST) $(call tests_in,fuzz)
-
-# make fuzz [TIME=seconds] [SEED=n] [ONLY=target,target] [FROM=case], or ONLY=target CASE=file; also with the address sanitizer.
-FUZZ = nice $(NODE) --no-warnings build/js/test/fuzz/main.js
-.PHONY: fuzz
-fuzz: all $(ASAN_ADDON)
-	$(ASAN_ENV) $(FUZZ) $(if $(CASE),--replay $(ONLY) $(CASE),$(foreach o,TIME SEED ONLY FROM,$(if $($(o)),--$(shell echo $(o) | tr A-Z a-z)=$($(o)))))
+include test/fuzz/fuzz.mk
 
 # The guest kernel's half alone: a server on /dev/fuse and a vhost-user device that misbehave on purpose.
 .PHONY: test-kernel

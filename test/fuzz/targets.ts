@@ -1,6 +1,7 @@
 /** Everything that can be fuzzed, by name. A new target: a file beside this one that implements `Target`, and a row here. */
 import type { Target } from './engine.js';
 import { FuseTarget } from './fuse.js';
+import { RingTarget } from './rings.js';
 
 export interface Row {
   /** One line for people. */
@@ -13,4 +14,5 @@ export interface Row {
 
 export const TARGETS: Readonly<Record<string, Row>> = {
   fuse: { about: 'FUSE requests in sequences, to the real device and file system', open: () => new FuseTarget(), weight: 6 },
+  rings: { about: 'descriptors and rings that no driver would make', open: () => new RingTarget(), weight: 2 },
 };

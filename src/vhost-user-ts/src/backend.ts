@@ -443,7 +443,10 @@ export class VhostUserBackend {
     // Migration turns logging on with the ring running: same addresses, other flags.
     if (vring.queue.running) {
       const problem = vring.queue.remap(vring.addresses);
-      if (problem !== undefined) throw new Refusal(problem);
+      if (problem !== undefined) {
+        this.fail(vring.queue, problem); // it has no rings now
+        throw new Refusal(problem);
+      }
     }
   }
 

@@ -131,6 +131,7 @@ export class Virtqueue {
   #unmap(): void {
     for (const buffer of this.#buffers) native.regionDetach(buffer);
     this.#buffers = [];
+    this.#seenAvail = this.lastAvail; // what was seen is not there any more
     this.#table = NONE32;
     this.#avail = NONE16;
     this.#used16 = NONE16;
@@ -144,9 +145,14 @@ export class Virtqueue {
     this.#unmap();
   }
 
+  /** A running queue has no rings while the memory they lie in is gone. */
+  get #mapped(): boolean {
+    return this.running && this.#avail.length > 0;
+  }
+
   /** Whether chains wait, without taking one. */
   get pending(): boolean {
-    return this.running && Atomics.load(this.#avail, 1) !== this.lastAvail;
+    return this.#mapped && Atomics.load(this.#avail, 1) !== this.lastAvail;
   }
 
   /**
@@ -155,7 +161,7 @@ export class Virtqueue {
    */
   pop(): number {
     if (this.#seenAvail === this.lastAvail) {
-      if (!this.running) return 0;
+      if (!this.#mapped) return 0;
       const seen = Atomics.load(this.#avail, 1);
       if (seen === this.lastAvail) return 0;
       if (((seen - this.lastAvail) & 0xffff) > this.size) return ChainError.availJump;
@@ -235,7 +241,7 @@ export class Virtqueue {
 
   /** Asks for a kick with the next chain. @returns true when one came in the meantime: look again instead of sleeping. */
   enableKicks(): boolean {
-    if (!this.running) return false;
+    if (!this.#mapped) return false;
     if (this.eventIdx) Atomics.store(this.#used16, this.#availEventAt, this.lastAvail);
     else Atomics.store(this.#used16, 0, 0);
     if (this.memory.logging) this.#logUsed(this.eventIdx ? 4 + 8 * this.size : 0, 4);
