@@ -19,6 +19,9 @@ namespace {
 
 int64_t getPid(Env &) { return getpid(); }
 
+// Without the destructors that wait for threads.
+int64_t exitNow(Env &, int32_t status) { _exit(status); }
+
 int64_t setOpenFilesLimit(Env &, int64_t limit) {
   rlimit r = {static_cast<rlim_t>(limit), static_cast<rlim_t>(limit)};
   if (setrlimit(RLIMIT_NOFILE, &r) == 0) return limit;
@@ -142,6 +145,7 @@ int64_t chrootAll(Env &e, int32_t fd) {
 
 void initProcess(napi_env env, napi_value exports, Env *data) {
   add<&getPid>(env, exports, data, "getpid");
+  add<&exitNow>(env, exports, data, "exitNow");
   add<&setOpenFilesLimit>(env, exports, data, "setOpenFilesLimit");
   add<&openFilesLimit>(env, exports, data, "openFilesLimit");
   add<&groupId>(env, exports, data, "groupId");

@@ -1,11 +1,13 @@
 // Shared memory: the arena, mappings of a peer's memory, copies between them.
 #include "addon.h"
 #include <atomic>
+#include <linux/magic.h>
 #include <mutex>
 #include <signal.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/statfs.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -26,8 +28,13 @@ std::atomic<int> regionTop{0};
 std::atomic<int> brokenTotal{0};
 std::mutex regionLock; // add and remove only
 
-// A peer shrank the file behind a mapping: without this, touching the lost pages would end the process. Zero pages take
-// their place up to the region's end, and the region counts as broken, so that the device can stop in good order.
+void *zeroPages(uintptr_t from, uintptr_t end) {
+  return mmap(reinterpret_cast<void *>(from), end - from, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0);
+}
+
+// A peer shrank the file behind a mapping, or its huge pages are not to be had: without this, touching the lost pages would end
+// the process. Zero pages take their place up to the region's end, and the region counts as broken, so that the device can stop in
+// good order.
 void onSigbus(int, siginfo_t *info, void *) {
   uintptr_t fault = reinterpret_cast<uintptr_t>(info->si_addr);
   int top = regionTop.load(std::memory_order_acquire);
@@ -35,10 +42,8 @@ void onSigbus(int, siginfo_t *info, void *) {
     size_t length = regions[i].length.load(std::memory_order_acquire);
     uintptr_t start = regions[i].address.load(std::memory_order_relaxed);
     if (length == 0 || fault < start || fault >= start + length) continue;
-    uintptr_t page = fault & ~static_cast<uintptr_t>(4095);
-    void *got = mmap(reinterpret_cast<void *>(page), start + length - page, PROT_READ | PROT_WRITE,
-                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0);
-    if (got == MAP_FAILED) break;
+    // A mapping of huge pages cannot be cut within one of them.
+    if (zeroPages(fault & ~static_cast<uintptr_t>(4095), start + length) == MAP_FAILED && zeroPages(start, start + length) == MAP_FAILED) break;
     if (!regions[i].broken.exchange(true)) brokenTotal.fetch_add(1);
     return;
   }
@@ -85,6 +90,10 @@ int64_t regionMap(Env &, int32_t fd, int64_t offset, int64_t length, int32_t wri
   if (length <= 0 || offset < 0) return -EINVAL;
   if (fstat(fd, &st) < 0) return -errno;
   if (S_ISREG(st.st_mode) && (offset > st.st_size || length > st.st_size - offset)) return -EINVAL;
+  // Huge pages are mapped and unmapped whole.
+  struct statfs fs;
+  if (fstatfs(fd, &fs) < 0) return -errno;
+  if (fs.f_type == HUGETLBFS_MAGIC) length = (length + fs.f_bsize - 1) / fs.f_bsize * fs.f_bsize;
   std::lock_guard<std::mutex> guard(regionLock);
   int id = 0;
   while (id < MAX_REGIONS && regions[id].length.load() != 0) id++;

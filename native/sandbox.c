@@ -31,6 +31,7 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 enum { MAX_LIST = 512 };
@@ -191,9 +192,20 @@ static void block_signals(void) {
   sigprocmask(SIG_SETMASK, &forwarded, NULL);
 }
 
+// How long the daemon may take to end. It gives up what it waits for before (END_WITHIN_MS in src/daemon.ts), unless it hangs itself in
+// a system call on a file system that does not answer; libvirt would kill us, and nobody remove the sockets, after ten.
+enum { END_WITHIN_SECONDS = 8 };
+
+static time_t seconds(void) {
+  struct timespec now;
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return now.tv_sec;
+}
+
 // Waits until `child` has ended; what comes meanwhile goes to it. Signals stay blocked: one that came before the child
 // is passed on, too, and process 1 of a namespace does not ignore what it blocks. Returns the wait status.
 static int supervise(pid_t child) {
+  time_t deadline = 0;
   for (int passed = 0;;) {
     int status;
     for (pid_t ended; (ended = waitpid(-1, &status, WNOHANG)) > 0;) {
@@ -201,9 +213,17 @@ static int supervise(pid_t child) {
       // It was told to end before it could hear of that: so it has ended in order.
       return WIFSIGNALED(status) && WTERMSIG(status) == passed ? 0 : status;
     }
-    int signal = sigwaitinfo(&forwarded, NULL);
+    int signal = sigtimedwait(&forwarded, NULL, passed != 0 ? &(struct timespec){.tv_sec = 1} : NULL);
+    if (passed != 0 && seconds() >= deadline) {
+      if (getpid() == outer) complain("the daemon has not ended within %d seconds (a file system that does not answer?): killed", END_WITHIN_SECONDS);
+      kill(child, SIGKILL);
+      deadline += END_WITHIN_SECONDS;
+    }
     if (signal <= 0 || signal == SIGCHLD) continue;
-    if (signal == SIGTERM || signal == SIGINT || signal == SIGHUP) passed = signal;
+    if (signal == SIGTERM || signal == SIGINT || signal == SIGHUP) {
+      if (passed == 0) deadline = seconds() + END_WITHIN_SECONDS;
+      passed = signal;
+    }
     kill(child, signal);
   }
 }

@@ -35,7 +35,7 @@ import { EventFeed } from './watch/feed.js';
 import { Fsnotify } from './watch/fsnotify.js';
 import { ShareNodes } from './watch/sharenodes.js';
 
-const { EAGAIN } = constants.errno;
+const { EAGAIN, EMFILE } = constants.errno;
 /** Threads for calls that would block, unless --thread-pool-size says otherwise. They start only when they are needed. */
 const DEFAULT_OFFLOAD_THREADS = 8;
 /** What the guest must be told beside the events when these are replayed: the end of what is watched. The rest its VFS does itself. */
@@ -43,6 +43,14 @@ const REPLAYED = { inodes: false, entries: true, negative: false };
 const POLLHUP = 0x10;
 /** For systemctl status. */
 const WAITING = 'STATUS=waiting for a guest';
+/** Lines a minute about clients that come and go. */
+const CLIENT_LINES = 120;
+/** Clients looked at before everything else gets its turn. */
+const ACCEPTS_PER_TURN = 16;
+/** When no client can be accepted (no descriptors are left), how long until the next try. */
+const ACCEPT_AGAIN_MS = 1000;
+/** How long the end waits for requests that the host's file system has not answered. The launcher waits a little longer. */
+const END_WITHIN_MS = 6000;
 
 /** One daemon: made once, {@link run} once. */
 export class Daemon {
@@ -56,6 +64,8 @@ export class Daemon {
   /** The host may have more events than were read in the last turn. */
   #moreEvents = false;
   #toldHow = false;
+  /** Clients may wait that were not accepted: milliseconds until the next try, -1 when there are none. */
+  #acceptAgain = -1;
   readonly #metrics: HotMetrics | undefined;
   readonly #metricsServer: MetricsServer | undefined;
   readonly #manager: ServiceManager;
@@ -110,7 +120,8 @@ export class Daemon {
     };
     this.#trace();
     this.#coherence(server);
-    this.#loop.add(this.#socket.fd, false, () => this.#accept());
+    // Edge: a client that cannot be accepted must not wake us again and again.
+    this.#loop.add(this.#socket.fd, true, () => this.#accept());
     this.#loop.add(this.#offload.eventfd, true, () => this.#device.completions());
     if (sandbox !== undefined) {
       if (config.sandbox === 'chroot') log.load(); // no module can be read later
@@ -130,23 +141,30 @@ export class Daemon {
   }
 
   /** Waits for whatever comes next, at most `timeout` milliseconds (-1: for ever), and serves it. {@link run} is this in a loop. */
-  turn(timeout = this.#events?.timeout ?? -1): void {
+  turn(timeout = soonest(this.#events?.timeout ?? -1, this.#acceptAgain)): void {
     const device = this.#device;
     this.#loop.turn(device.hasMore || this.#moreEvents ? 0 : timeout);
     this.#events?.expire();
+    if (this.#acceptAgain >= 0) this.#accept();
     if (device.hasMore) device.serveAgain();
     if (this.#moreEvents) this.#drainEvents();
     if (this.#metrics !== undefined) this.#updateGauges(this.#metrics);
   }
 
   #end(): void {
+    const late = this.#device.finish(END_WITHIN_MS);
     this.#backend?.close('the daemon ends');
     this.#socket.close();
+    if (late > 0) {
+      log.error(`${late} requests are not waited for any longer: the host's file system does not answer`);
+      // Threads in such a call cannot be joined; only the end of the process ends them.
+      native.exitNow(1);
+    }
     this.#offload.stop();
     this.#events?.fsnotify.close();
     this.#fs.close();
     this.#metricsServer?.close();
-    log.flushSuppressed();
+    log.flushSuppressed(true);
   }
 
   /** Remote fsnotify, unless it is turned off. */
@@ -275,11 +293,13 @@ export class Daemon {
   }
 
   #accept(): void {
-    for (;;) {
+    this.#acceptAgain = 0;
+    for (let left = ACCEPTS_PER_TURN; left > 0; left--) {
       const fd = this.#socket.accept();
-      if (fd === -EAGAIN) return;
       if (fd < 0) {
-        log.limited('error', 'accept', `a client cannot be accepted (errno ${-fd})`);
+        this.#acceptAgain = fd === -EAGAIN ? -1 : ACCEPT_AGAIN_MS;
+        if (fd !== -EAGAIN)
+          log.limited('error', 'accept', `a client cannot be accepted (errno ${-fd})${fd === -EMFILE ? ': raise --rlimit-nofile' : ''}`);
         return;
       }
       if (this.#backend !== undefined && (native.poll(this.#client, 0, 0) & POLLHUP) !== 0) this.#backend.close('it has hung up');
@@ -289,7 +309,7 @@ export class Daemon {
         log.limited('warn', 'second client', 'refused a second client: one is connected already');
         continue;
       }
-      log.info('a client connected');
+      log.limited('info', 'client', 'a client connected', undefined, undefined, CLIENT_LINES);
       this.#manager.tell('STATUS=serving a guest');
       this.#metrics?.add(Slot.connections, 1);
       this.#client = fd;
@@ -301,7 +321,7 @@ export class Daemon {
   #disconnected(reason: string): void {
     this.#backend = undefined;
     if (this.#metrics !== undefined) this.#device.countQueues(this.#metrics);
-    log.info(`the client is gone: ${reason}`);
+    log.limited('info', 'client', `the client is gone: ${reason}`, undefined, undefined, CLIENT_LINES);
     log.flushSuppressed();
     // libvirt and others that pass a socket start a daemon per guest and expect it to end with it.
     if (this.#socket.inherited) this.#running = false;
@@ -329,6 +349,11 @@ export class Daemon {
     values[Slot.openFiles] = share.handles.open;
     values[Slot.fds] = share.descriptors;
   }
+}
+
+/** The shorter of two time-outs, of which -1 is for ever. */
+function soonest(a: number, b: number): number {
+  return a < 0 ? b : b < 0 ? a : Math.min(a, b);
 }
 
 function openShare(config: Config, root: string, offload: Offload): PassthroughFs {

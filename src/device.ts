@@ -227,15 +227,30 @@ export class VirtioFsDevice implements VhostUserDevice {
     values[Slot.queueDepth] = depth;
   }
 
-  /** Waits until no job holds a chain of this queue. */
+  /**
+   * Waits until no job holds a chain of this queue: its driver may use the memory for something else then. For a front end that is
+   * gone nobody is waited for: the mapping stays until the last job ends, and their replies go nowhere.
+   */
   queueStopping(queue: Virtqueue): void {
     this.#again.delete(queue);
     this.#events?.stopping(queue);
-    while (this.#jobQueue.includes(queue)) {
-      native.poll(this.#offload.eventfd, POLLIN, -1);
-      native.eventfdRead(this.#offload.eventfd);
-      this.completions();
+    while (this.#backend?.connected === true && this.#jobQueue.includes(queue)) this.#awaitJobs(-1);
+  }
+
+  /** Waits for everything that is under way, at most `timeout` milliseconds. @returns how many jobs are left */
+  finish(timeout: number): number {
+    for (const end = performance.now() + timeout; this.#offload.pending > 0; ) {
+      const left = end - performance.now();
+      if (left <= 0) break;
+      this.#awaitJobs(Math.ceil(left));
     }
+    return this.#offload.pending;
+  }
+
+  #awaitJobs(timeout: number): void {
+    native.poll(this.#offload.eventfd, POLLIN, timeout);
+    native.eventfdRead(this.#offload.eventfd);
+    this.completions();
   }
 
   queueFailed(): void {

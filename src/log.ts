@@ -12,6 +12,7 @@ import { isUtf8 } from 'node:buffer';
 import { closeSync, writeSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import type { Logger as Pino } from 'pino';
+import { native } from 'vhost-user-ts/native';
 
 export type Level = 'error' | 'warn' | 'info' | 'debug' | 'trace';
 export type LogLevel = Level | 'off';
@@ -42,10 +43,14 @@ interface Limit {
   since: number;
   written: number;
   suppressed: number;
+  /** When {@link Log.flushSuppressed} told of it last. */
+  told: number;
 }
 
 const LIMIT_LINES = 10;
 const LIMIT_WINDOW_MS = 60_000;
+/** A session can end as soon as it began: what was suppressed is told so often and not with each of its ends. */
+const TELL_EVERY_MS = LIMIT_WINDOW_MS / LIMIT_LINES;
 /** Kinds counted one by one; should there be more, the others share one count, so that nothing grows without bound. */
 const LIMIT_KINDS = 256;
 const OTHER_KINDS = 'other';
@@ -126,15 +131,16 @@ export class Log {
    * A line of a kind that a guest can cause at will: of each kind ten a minute are written and the others counted. The count
    * appears with the next line of the kind that is written, or with {@link flushSuppressed}.
    * @param kind a constant of the caller, nothing that a guest can vary.
+   * @param most another number than ten
    */
-  limited(level: Level, kind: string, message: string, fields?: Fields, now: number = performance.now()): void {
+  limited(level: Level, kind: string, message: string, fields?: Fields, now: number = performance.now(), most: number = LIMIT_LINES): void {
     if (!this.enabled(level)) return;
     const limit = this.#limitOf(kind, now);
     if (now - limit.since >= LIMIT_WINDOW_MS) {
       limit.since = now;
       limit.written = 0;
     }
-    if (limit.written >= LIMIT_LINES) {
+    if (limit.written >= most) {
       limit.suppressed++;
       return;
     }
@@ -148,16 +154,17 @@ export class Log {
     const key = this.#limits.has(kind) || this.#limits.size < LIMIT_KINDS ? kind : OTHER_KINDS;
     let limit = this.#limits.get(key);
     if (limit === undefined) {
-      limit = { since: now, written: 0, suppressed: 0 };
+      limit = { since: now, written: 0, suppressed: 0, told: Number.NEGATIVE_INFINITY };
       this.#limits.set(key, limit);
     }
     return limit;
   }
 
-  /** Says how many lines were suppressed and not yet told: at the end of a session and of the process. */
-  flushSuppressed(): void {
+  /** Says how many lines were suppressed and not yet told: at the end of a session (unless that was told just now) and of the process. */
+  flushSuppressed(final = false, now: number = performance.now()): void {
     for (const [kind, limit] of this.#limits) {
-      if (limit.suppressed === 0) continue;
+      if (limit.suppressed === 0 || (!final && now - limit.told < TELL_EVERY_MS)) continue;
+      limit.told = now;
       const suppressed = limit.suppressed;
       limit.suppressed = 0;
       this.warn('lines of one kind were suppressed', { kind, suppressed });
@@ -274,25 +281,29 @@ function characterEnd(bytes: Buffer, start: number): number {
 /** Lines that could not be written because standard error took no more; told when it does again. */
 let lost = 0;
 
-/** Writes to standard error. It may be a full pipe that does not block: the line is then given up after a moment. */
+/**
+ * Writes to standard error. It may be a pipe that nobody reads or a terminal that is stopped: the line is then given up after a
+ * moment, and the next ones at once until it takes some again.
+ */
 export const stderrSink: Sink = (line) => {
   const text = lost > 0 ? `${lost} log lines were lost: standard error took no more\n${line}\n` : `${line}\n`;
-  if (writeFully(2, Buffer.from(text))) lost = 0;
+  if (writeFully(2, Buffer.from(text), lost > 0 ? 0 : PATIENCE_MS)) lost = 0;
   else lost++;
 };
 
-const RETRIES = 20;
-const pause = new Int32Array(new SharedArrayBuffer(4));
+const POLLOUT = 4;
+const PATIENCE_MS = 20;
+/** What a pipe that is ready takes without blocking (PIPE_BUF); whether the descriptor blocks is not ours to change, as others have it, too. */
+const PIECE = 4096;
 
-/** Writes all bytes to a descriptor. False when it took no more; errors of a reader that is gone count as written. */
-function writeFully(fd: number, bytes: Buffer): boolean {
-  for (let done = 0, tries = 0; done < bytes.length; ) {
+/** Writes all bytes to a descriptor. False when it took no more within `patience` ms; what cannot be written at all (a full disk, a reader that is gone) counts as written. */
+function writeFully(fd: number, bytes: Buffer, patience: number): boolean {
+  for (let done = 0; done < bytes.length; ) {
+    if (native.poll(fd, POLLOUT, patience) === 0) return false;
     try {
-      done += writeSync(fd, bytes, done);
+      done += writeSync(fd, bytes, done, Math.min(PIECE, bytes.length - done));
     } catch (error) {
-      if ((error as NodeJS.ErrnoException).code !== 'EAGAIN') return true;
-      if (++tries > RETRIES) return false;
-      Atomics.wait(pause, 0, 0, 1);
+      return (error as NodeJS.ErrnoException).code !== 'EAGAIN';
     }
   }
   return true;
@@ -315,19 +326,25 @@ export function syslogSink(ident: string, connect: () => number, pid: number = p
   return (line, level) => {
     // Without a time, which is allowed: the log daemon puts its own.
     const bytes = Buffer.from(`<${LOG_USER | SEVERITY[level]}>${ident}[${pid}]: ${line}`);
-    if (fd >= 0 && sendDatagram(fd, bytes)) return;
-    if (fd >= 0) closeSync(fd);
-    fd = connect();
-    if (fd < 0 || !sendDatagram(fd, bytes)) stderrSink(line, level);
+    let sent = fd >= 0 ? sendDatagram(fd, bytes) : Sent.broken;
+    if (sent === Sent.broken) {
+      if (fd >= 0) closeSync(fd);
+      fd = connect();
+      if (fd >= 0) sent = sendDatagram(fd, bytes);
+    }
+    if (sent !== Sent.yes) stderrSink(line, level);
   };
 }
 
-function sendDatagram(fd: number, bytes: Buffer): boolean {
+const Sent = { yes: 0, full: 1, broken: 2 } as const;
+
+function sendDatagram(fd: number, bytes: Buffer): number {
   try {
     writeSync(fd, bytes);
-    return true;
-  } catch {
-    return false;
+    return Sent.yes;
+  } catch (error) {
+    // The log daemon is slow: the socket, which cannot be made again in the sandbox, is as good as before.
+    return (error as NodeJS.ErrnoException).code === 'EAGAIN' ? Sent.full : Sent.broken;
   }
 }
 

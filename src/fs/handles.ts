@@ -38,7 +38,7 @@ export const HandleFlag = {
   closing: 1,
   /** The file system refuses RWF_NOWAIT: reads go to the offload threads at once. */
   noNowait: 2,
-  /** Each write waits for the disk (O_SYNC, O_DSYNC, O_DIRECT): never inline. */
+  /** Each write waits for the disk (O_SYNC, O_DSYNC, O_DIRECT) or for a server: never inline. */
   slowWrite: 4,
   /** O_DIRECT: reads never come from the cache. */
   direct: 8,

@@ -81,6 +81,7 @@ import {
   type U64,
 } from './fuse-wire.js';
 
+export { InitFlag2 } from '../../src/fuse/abi.js';
 export * from './fuse-wire.js';
 
 export interface InitReply {
@@ -722,6 +723,11 @@ export class FuseClient {
     for (const end = performance.now() + timeout; !this.done(pending); )
       if (!pending.queue.wait(end - performance.now())) return this.done(pending);
     return true;
+  }
+
+  /** Forgets what is in flight in a queue that was reset. */
+  dropInFlight(queue: QueueDriver): void {
+    this.inFlight.delete(queue);
   }
 
   private queueAt(index: number): QueueDriver {

@@ -127,6 +127,8 @@ function addFile(share: Share, fd: number, nodeid: number, mount: number, hostFl
   let flags = 0;
   if (hostFlags & O_DIRECT) flags |= HandleFlag.direct | HandleFlag.slowWrite;
   if (hostFlags & O_DSYNC) flags |= HandleFlag.slowWrite; // O_SYNC has this bit too
+  // A file system that asks a server (FUSE, NFS) waits for its answer, perhaps for ever.
+  if ((share.mounts.flags(mount) & MountFlag.local) === 0) flags |= HandleFlag.slowWrite;
   const handle = share.handles.add(fd, nodeid, Kind.file, mount, hostFlags, flags);
   if (handle === 0) {
     native.close(fd);

@@ -85,6 +85,9 @@ export const SUPPORTED_PROTOCOL_FEATURES = features(
   ProtocolFeature.DEVICE_STATE,
 );
 
+/** Messages handled before the loop looks after everything else: more than any front end sends at once. */
+const MESSAGES_PER_TURN = 256;
+
 interface Vring {
   readonly queue: Virtqueue;
   size: number;
@@ -94,6 +97,8 @@ interface Vring {
   kickTag: number;
   errFd: number;
   enabled: boolean;
+  /** Its position is the queue's, not `base`; the queue may have stopped since, when its rings left the memory table. */
+  started: boolean;
   /** The device broke off: served again only after the ring was started anew. */
   failed: boolean;
   /** queueStarted was called. */
@@ -135,6 +140,7 @@ export class VhostUserBackend {
   #requests: Connection | undefined; // the back-end channel
   #logFd = -1;
   #owned = false;
+  #brokenSeen = native.brokenCount();
 
   /**
    * @param fd connected Unix socket, non-blocking; owned by the session from now on
@@ -155,6 +161,7 @@ export class VhostUserBackend {
         kickTag: -1,
         errFd: -1,
         enabled: false,
+        started: false,
         failed: false,
         announced: false,
       });
@@ -178,7 +185,8 @@ export class VhostUserBackend {
   // --- the control channel ---
 
   #readable(): void {
-    while (this.connected) {
+    // A front end that never stops talking must not keep the thread from its rings, its signals and everything else.
+    for (let left = MESSAGES_PER_TURN; left > 0 && this.connected; left--) {
       const got = this.#connection.receive();
       if (got === Received.none) return;
       if (got === Received.closed) {
@@ -480,6 +488,7 @@ export class VhostUserBackend {
       indirect: hasFeature(this.acked, Feature.INDIRECT_DESC),
     });
     if (problem !== undefined) throw new Refusal(`vring ${vring.queue.index}: ${problem}`);
+    vring.started = true;
     vring.failed = false;
     vring.announced = false;
   }
@@ -492,6 +501,14 @@ export class VhostUserBackend {
       this.#device.queueStarted?.(vring.queue);
     }
     this.#device.serve(vring.queue);
+    if (native.brokenCount() !== this.#brokenSeen) this.#memoryLost();
+  }
+
+  /** The front end truncated its memory file under us: what the rings say is no longer what the driver wrote. */
+  #memoryLost(): void {
+    this.#brokenSeen = native.brokenCount();
+    if (!this.memory.broken) return; // another session's
+    for (const { queue } of this.#vrings) if (queue.running) this.fail(queue, 'its memory was truncated by the front end');
   }
 
   #dropKick(vring: Vring): void {
@@ -501,10 +518,10 @@ export class VhostUserBackend {
   }
 
   #stop(vring: Vring): void {
-    if (!vring.queue.running) return;
     if (vring.announced) this.#device.queueStopping?.(vring.queue);
     vring.announced = false;
-    vring.base = vring.queue.lastAvail;
+    if (vring.started) vring.base = vring.queue.lastAvail;
+    vring.started = false;
     vring.queue.stop();
     this.#dropKick(vring);
   }

@@ -97,11 +97,15 @@ export class Connection {
   send(from: number, length: number, fds: readonly number[] = []): boolean {
     let done = 0;
     let passed = fds.length;
+    let deadline = 0;
     while (done < length) {
       for (let i = 0; i < passed; i++) arena.i32[(this.#fdArea >> 2) + i] = fds[i] as number;
       const n = native.sendmsg(this.fd, from + done, length - done, this.#fdArea, passed);
       if (n === -EAGAIN) {
-        if (native.poll(this.fd, POLLOUT, SEND_TIMEOUT_MS) === 0) return false;
+        const now = performance.now();
+        if (deadline === 0) deadline = now + SEND_TIMEOUT_MS;
+        if (now >= deadline) return false;
+        native.poll(this.fd, POLLOUT, Math.ceil(deadline - now)); // a signal may end it early
         continue;
       }
       if (n < 0) return false;

@@ -110,7 +110,7 @@ export interface Native {
   epollWait(epoll: number, out: number, max: number, timeout: number): number;
   /** Makes `signal` write to eventfd `fd` instead of its default action (sigaction(2), in every thread). */
   signalToEventfd(signal: number, fd: number): number;
-  /** poll(2) of a single fd. Returns revents, 0 on time-out. Meant for start-up and tests, never for the device loop. */
+  /** poll(2) of a single fd. Returns revents, 0 on time-out or when a signal came. Not for the device loop, which has epollWait. */
   poll(fd: number, events: number, timeout: number): number;
   /** Nanoseconds of CLOCK_MONOTONIC. */
   monotonic(): number;
@@ -266,6 +266,8 @@ export interface Native {
   // --- process (process.cc) ---
   /** getpid(2). */
   getpid(): number;
+  /** _exit(2): ends the process at once, with threads that are in a system call. */
+  exitNow(status: number): never;
   /** setrlimit(RLIMIT_NOFILE) of soft and hard limit; the soft limit alone when the hard one may not be raised. Returns the soft limit reached. */
   setOpenFilesLimit(limit: number): number;
   /** Soft limit of RLIMIT_NOFILE. */

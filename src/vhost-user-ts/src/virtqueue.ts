@@ -98,9 +98,11 @@ export class Virtqueue {
     return undefined;
   }
 
-  /** Maps the rings of a running queue again after the memory table changed; positions stay. */
+  /** Maps the rings of a running queue again after the memory table changed; positions stay. With a problem the queue has stopped. */
   remap(addresses: RingAddresses): string | undefined {
-    return this.#map(this.size, addresses);
+    const problem = this.#map(this.size, addresses);
+    if (problem !== undefined) this.running = false;
+    return problem;
   }
 
   #map(size: number, addresses: RingAddresses): string | undefined {
