@@ -98,7 +98,7 @@ describe('messages', () => {
     await using target = await Target.start();
     const { daemon } = target;
     await idle(target);
-    const baseline = await target.descriptors();
+    const baseline = daemon.descriptors();
     const memory = daemon.memory;
     const passed = Array.from({ length: 3 }, () => native.eventfd(0));
     let sent = 0;
@@ -131,7 +131,7 @@ describe('messages', () => {
     }
     for (const fd of passed) native.close(fd);
     await idle(target);
-    assert.equal(await target.descriptors(baseline), baseline);
+    await target.assertDescriptors(baseline);
     target.assertMemory(memory);
     assert.ok(daemon.lines.length <= 200, `${daemon.lines.length} lines`);
     console.log(`${sent} messages, ${closed} of them ended their connection`);

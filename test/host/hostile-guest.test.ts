@@ -489,7 +489,7 @@ const REQUESTS: RequestCase[] = [
     ] as RequestCase,
     [
       `${operation}: fh of another kind`,
-      operation === 'IOCTL' ? ENOTTY : operation === 'FLUSH' ? 0 : EBADF,
+      operation === 'IOCTL' ? [0, ENOTTY] : operation === 'FLUSH' ? 0 : EBADF,
       (client: FuseClient, k: Known) => {
         const directory = operation.includes('DIR');
         return client.call(opcode, directory ? k.file : k.dir, [body(directory ? k.fh : k.dirFh)], 4096);

@@ -67,6 +67,14 @@ export class Target implements AsyncDisposable {
     return this.daemon.descriptors().length;
   }
 
+  /** As many descriptors as there were must be open, soon. */
+  async assertDescriptors(before: { fd: number; target: string }[]): Promise<void> {
+    const { daemon } = this;
+    const more = () => daemon.descriptors().length > before.length;
+    await daemon.until(() => !more()).catch(() => undefined);
+    if (more()) assert.deepEqual(daemon.descriptors(), before);
+  }
+
   /** Resident memory must not have grown by more than this many bytes since `before`. */
   assertMemory(before: number, growth = 24 << 20): void {
     const now = this.daemon.memory;

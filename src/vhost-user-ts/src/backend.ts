@@ -349,8 +349,9 @@ export class VhostUserBackend {
           throw new Refusal('the configuration space is read-only');
         return undefined;
       case 'SET_LOG_BASE': {
+        const [offset, size] = [exact(message.payload.offset), exact(message.payload.size)];
         const fd = fds.take();
-        const result = this.memory.setLog(fd, exact(message.payload.offset), exact(message.payload.size));
+        const result = this.memory.setLog(fd, offset, size);
         closeFd(fd);
         if (result < 0) throw new Refusal(`the dirty log cannot be mapped (errno ${-result})`);
         return 0n;
