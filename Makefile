@@ -13,7 +13,7 @@ LIBDIR = $(PREFIX)/lib/virtiofsd-ts
 
 ADDON = src/vhost-user-ts/dist/addon.node
 NATIVE = $(wildcard native/*.cc native/*.h) native/binding.gyp
-TYPESCRIPT = $(shell find src qemu test packaging -name '*.ts' -not -path '*/dist/*') tsconfig.json src/vhost-user-ts/tsconfig.json
+TYPESCRIPT = $(shell find src qemu test packaging monitoring -name '*.ts' -not -path '*/dist/*') tsconfig.json src/vhost-user-ts/tsconfig.json
 export npm_config_fund = false
 export npm_config_audit = false
 export npm_config_update_notifier = false
@@ -120,7 +120,7 @@ lint: node_modules/.package-lock.json
 .PHONY: test-host
 test-host: all
 	$(call need,strace,strace,to count system calls)
-	@qemu/setup.sh packages "shells, man and systemd, to test completions, man page and units" man-db mandoc bsdutils zsh fish systemd python3
+	@qemu/setup.sh packages "shells, man and systemd, to test completions, man page and units" man-db mandoc bsdutils zsh fish systemd python3 g++ make
 	$(NODE_TEST) $(call tests_in,unit native host)
 
 # --- the add-on under the address sanitizer ---

@@ -35,3 +35,23 @@ install-units:
 	sed 's|/usr/local/bin|$(PREFIX)/bin|' packaging/systemd/virtiofsd-ts@.service > $(DESTDIR)$(UNIT_DIR)/virtiofsd-ts@.service
 	install -m 644 packaging/systemd/virtiofsd-ts@.socket $(DESTDIR)$(UNIT_DIR)
 	install -m 644 packaging/systemd/example.conf $(DESTDIR)$(PREFIX)/share/doc/virtiofsd-ts
+
+# The dashboard's queries drawn from a run of 90 seconds, for monitoring/README.md.
+.PHONY: monitoring-picture
+monitoring-picture: all
+	PICTURE=$(CURDIR)/monitoring/dashboard.svg $(NODE_TEST) build/js/test/host/monitoring.test.js
+
+# --- npm packages ---
+
+# build/npm/virtiofsd-ts-VERSION.tgz and vhost-user-ts-VERSION.tgz
+.PHONY: npm
+npm: all man
+	@$(NODE) build/js/packaging/npm.js
+	@cd build/npm && npm pack --silent ./vhost-user-ts ./virtiofsd-ts
+
+# What is in them, for whoever has to know: CycloneDX.
+.PHONY: sbom
+sbom: build/sbom.json
+build/sbom.json: package-lock.json node_modules/.package-lock.json
+	@mkdir -p $(@D)
+	@npm sbom --sbom-format cyclonedx --omit dev > $@.new && mv $@.new $@

@@ -3,6 +3,7 @@
 #
 #   setup.sh qemu      QEMU and Debian's stock cloud kernel 6.1
 #   setup.sh uml       Debian's prebuilt User Mode Linux 6.1
+#   setup.sh prometheus  Debian's Prometheus, for the test of monitoring/
 #   setup.sh packages "reason" PACKAGE...      only installs the packages that are missing
 #
 # stdout is for the caller: one line `name=path` for each thing provided. What only the guest needs is unpacked into the
@@ -96,6 +97,11 @@ case ${1:-} in
         echo "kernel=$kernel/usr/bin/linux.uml"
         echo "modules=$(echo "$kernel"/usr/lib/uml/modules/*)"
         ;;
+    prometheus)
+        prometheus=$(unpacked prometheus-2.42 prometheus "Debian's Prometheus")
+        echo "prometheus=$prometheus/usr/bin/prometheus"
+        echo "promtool=$prometheus/usr/bin/promtool"
+        ;;
     packages) shift; packages "$@" ;;
-    *) die "usage: setup.sh qemu|uml, or setup.sh packages REASON PACKAGE..." ;;
+    *) die "usage: setup.sh qemu|uml|prometheus, or setup.sh packages REASON PACKAGE..." ;;
 esac
