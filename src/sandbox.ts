@@ -167,19 +167,21 @@ function findHelpers(): { uid: string; gid: string } | undefined {
 
 // --- the daemon's own files ---
 
+/** Packages that are loaded inside. */
+const PACKAGES = ['pino', 'prom-client', 'vhost-user-ts', 'yargs-parser'];
+
 /** Flags for what node and the daemon read: its binary and libraries, our JavaScript, the packages. */
 function binds(): string[] {
   const own = realpathSync(dirname(fileURLToPath(import.meta.url)));
   const files = new Set<string>([own]);
-  const modules = dirname(nearest(own, 'node_modules/yargs-parser'));
   files.add(nearest(own, 'package.json'));
-  files.add(modules);
+  // npm may have put some packages beside the program and others above it.
+  for (const name of PACKAGES) files.add(dirname(nearest(own, `node_modules/${name}`)));
   // In a checkout it is a link to where it is developed.
-  const vhostUser = realpathSync(join(modules, 'vhost-user-ts'));
-  if (!vhostUser.startsWith(`${modules}/`)) {
-    files.add(join(vhostUser, 'package.json'));
-    files.add(join(vhostUser, 'dist'));
-  }
+  const vhostUser = realpathSync(nearest(own, 'node_modules/vhost-user-ts'));
+  files.add(join(vhostUser, 'package.json'));
+  files.add(join(vhostUser, 'dist'));
+  for (const file of files) for (const other of files) if (file.startsWith(`${other}/`)) files.delete(file);
   const executable = new Set([process.execPath, ...loaded()]);
   // Where the loader looks for libraries first.
   if (existsSync('/etc/ld.so.cache')) files.add('/etc/ld.so.cache');

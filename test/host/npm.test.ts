@@ -1,0 +1,119 @@
+/** `make npm`: the packages, installed by npm where nothing of this repository is to be seen, with types and exports that work. */
+import assert from 'node:assert/strict';
+import { execFileSync, spawnSync } from 'node:child_process';
+import { mkdirSync, mkdtempSync, readdirSync, readFileSync, realpathSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { after, before, test } from 'node:test';
+import { repository, startDaemon } from '../../qemu/guest/daemon.js';
+import { VERSION } from '../../src/options.js';
+import { needsRoot } from '../support/daemon.js';
+import { FuseClient } from '../support/fuse-client.js';
+
+const folder = realpathSync(mkdtempSync(join(tmpdir(), 'npm-')));
+after(() => rmSync(folder, { recursive: true, force: true }));
+const project = join(folder, 'project');
+const NPM = join(repository, 'build/npm');
+
+/** Runs a command in the project; as root the repository is hidden from it. */
+function run(command: string, ...args: string[]) {
+  const hidden =
+    process.geteuid?.() === 0 ? ['unshare', '-m', 'sh', '-c', 'mount -t tmpfs none "$0" && exec "$@"', repository.replace(/\/$/, '')] : [];
+  const [program, ...rest] = [...hidden, command, ...args];
+  return spawnSync(program as string, rest, { cwd: project, encoding: 'utf8', timeout: 300_000 });
+}
+
+function must(command: string, ...args: string[]): string {
+  const { status, stdout, stderr } = run(command, ...args);
+  assert.equal(status, 0, `${command} ${args.join(' ')}\n${stdout}${stderr}`);
+  return stdout;
+}
+
+before(() => {
+  execFileSync('make', ['-s', '-C', repository, 'npm'], { stdio: 'pipe' });
+  mkdirSync(project);
+  for (const name of ['vhost-user-ts', 'virtiofsd-ts']) execFileSync('cp', [join(NPM, `${name}-${VERSION}.tgz`), folder]);
+  writeFileSync(join(project, 'package.json'), '{ "name": "project", "type": "module" }');
+  must('npm', 'install', '--prefer-offline', `${folder}/vhost-user-ts-${VERSION}.tgz`, `${folder}/virtiofsd-ts-${VERSION}.tgz`);
+});
+
+test('the program: version, help, a share served from its sandbox', async () => {
+  const program = join(project, 'node_modules/.bin/virtiofsd-ts');
+  assert.equal(must(program, '--version'), `virtiofsd-ts ${VERSION}\n`);
+  assert.match(must(program, '--help'), /--shared-dir/);
+  const share = join(folder, 'share');
+  mkdirSync(share);
+  writeFileSync(join(share, 'file'), 'by npm');
+  const daemon = await startDaemon({ shareDir: share, daemon: program });
+  const client = FuseClient.connect(daemon.socketPath);
+  try {
+    client.init();
+    const { nodeid } = client.lookup(1, 'file');
+    const { fh } = client.open(nodeid);
+    assert.equal(client.read(nodeid, fh, 0, 100).toString(), 'by npm');
+  } finally {
+    client.close();
+    await daemon.stop();
+  }
+});
+
+test('packages beside and above the program', () => {
+  // A project that has another version of a library: npm puts ours below our own folder.
+  const nested = join(project, 'node_modules/virtiofsd-ts/node_modules');
+  mkdirSync(nested);
+  execFileSync('mv', [join(project, 'node_modules/yargs-parser'), nested]);
+  const socket = join(folder, 'nested.sock');
+  const script = `"$0" --shared-dir=/usr --socket-path=${socket} & pid=$!; for i in $(seq 300); do [ -S ${socket} ] && break; sleep 0.02; done; sleep 1; kill $pid; wait $pid`;
+  const { status, stderr } = run('sh', '-c', script, join(project, 'node_modules/.bin/virtiofsd-ts'));
+  execFileSync('mv', [join(nested, 'yargs-parser'), join(project, 'node_modules')]);
+  assert.equal(status, 0, stderr);
+  assert.match(stderr, /INFO {2}sharing \/usr/);
+});
+
+test('the library: each export with its types, for a strict TypeScript', () => {
+  writeFileSync(
+    join(project, 'use.ts'),
+    `import { Feature, features, VhostUserBackend, WaitLoop } from 'vhost-user-ts';
+import { native } from 'vhost-user-ts/native';
+import { MockDriver } from 'vhost-user-ts/testing';
+const bits: bigint = features(Feature.VERSION_1);
+// @ts-expect-error it is no string
+const wrong: string = bits;
+console.log(typeof VhostUserBackend, typeof WaitLoop, typeof MockDriver, bits, native.getpid() === process.pid, wrong !== '');
+`,
+  );
+  const compiler = [
+    join(repository, 'node_modules/typescript/bin/tsc'),
+    '--strict',
+    '--target',
+    'es2023',
+    '--lib',
+    'es2023,es2024.sharedmemory,esnext.disposable',
+  ];
+  const types = ['--module', 'nodenext', '--types', 'node', '--typeRoots', join(repository, 'node_modules/@types'), 'use.ts'];
+  execFileSync(process.execPath, [...compiler, ...types], { cwd: project, stdio: 'inherit' });
+  assert.equal(must('node', 'use.js'), 'function function function 4294967296n true true\n');
+});
+
+test('no add-on that runs: npm builds it from the source in the package', needsRoot, () => {
+  const addon = join(project, 'node_modules/vhost-user-ts/dist/addon.node');
+  writeFileSync(addon, 'for another processor');
+  must('npm', 'rebuild', 'vhost-user-ts');
+  assert.ok(statSync(addon).size > 20_000);
+  assert.match(must('node', 'use.js'), /true true/);
+});
+
+test('what is in them: nothing but what is needed, no path of this repository', () => {
+  for (const name of ['vhost-user-ts', 'virtiofsd-ts']) {
+    const at = join(NPM, name);
+    const files = readdirSync(at, { recursive: true, encoding: 'utf8' });
+    assert.deepEqual(
+      files.filter((file) => /\.map$|tsbuildinfo|\.ts$/.test(file) && !file.endsWith('.d.ts')),
+      [],
+    );
+    const { stdout } = spawnSync('grep', ['-rlF', '--', repository.replace(/\/$/, ''), at], { encoding: 'utf8' });
+    assert.equal(stdout, '', name);
+    const { private: secret, engines } = JSON.parse(readFileSync(join(at, 'package.json'), 'utf8'));
+    assert.deepEqual([secret, engines], [undefined, { node: '>=20.19' }]);
+  }
+});
