@@ -299,6 +299,10 @@ const COMPAT_FLAGS: Readonly<Record<string, readonly [keyof Values, string | boo
   no_killpriv_v2: ['killpriv-v2', false],
   posix_acl: ['posix-acl', 'always'],
   no_posix_acl: ['posix-acl', 'never'],
+  posix_lock: ['posix-lock', true],
+  no_posix_lock: ['posix-lock', false],
+  flock: ['flock', true],
+  no_flock: ['flock', false],
   security_label: ['security-label', 'always'],
   no_security_label: ['security-label', 'never'],
 };
@@ -325,9 +329,6 @@ function applyCompat(values: Values, text: string): void {
 }
 
 function applyCompatFlag(values: Values, word: string): void {
-  // Locks stay in the guest, so to be told so again changes nothing.
-  if (word === 'no_posix_lock' || word === 'no_flock') return;
-  if (word === 'posix_lock' || word === 'flock') throw new UsageError(`-o ${word} is not available yet: leave it out, or use no_${word}`);
   const flag = Object.hasOwn(COMPAT_FLAGS, word) ? COMPAT_FLAGS[word] : undefined;
   if (flag === undefined) throw new UsageError(`-o ${word} is not known: use the separate options, see --help`);
   (values as Record<string, unknown>)[flag[0]] = flag[1];

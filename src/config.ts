@@ -55,6 +55,9 @@ export interface Config {
   /** Entries that are mount points are marked (FUSE_ATTR_SUBMOUNT) when the guest offers FUSE_SUBMOUNTS. */
   readonly announceSubmounts: boolean;
   readonly inodeFileHandles: 'never' | 'prefer' | 'mandatory';
+  /** FUSE_POSIX_LOCKS and FUSE_FLOCK_LOCKS are asked for: locks are those of the host. */
+  readonly posixLock: boolean;
+  readonly flock: boolean;
   /** FUSE_EXPORT_SUPPORT is asked for. */
   readonly exportSupport: boolean;
   /** false: O_NOATIME is dropped from open flags. */
@@ -158,6 +161,8 @@ export function configFrom(values: Values, warnings: readonly string[], passed?:
     readonly: values.readonly,
     announceSubmounts: !values['no-announce-submounts'],
     inodeFileHandles: values['inode-file-handles'],
+    posixLock: values['posix-lock'],
+    flock: values.flock,
     exportSupport: values['export-support'],
     preserveNoatime: values['preserve-noatime'],
     cache: values.cache,

@@ -141,10 +141,12 @@ export class Daemon {
   }
 
   /** Waits for whatever comes next, at most `timeout` milliseconds (-1: for ever), and serves it. {@link run} is this in a loop. */
-  turn(timeout = soonest(this.#events?.timeout ?? -1, this.#acceptAgain)): void {
+  turn(timeout = this.#untilDue()): void {
     const device = this.#device;
+    const { locks } = this.#fs.share;
     this.#loop.turn(device.hasMore || this.#moreEvents ? 0 : timeout);
     this.#events?.expire();
+    if (locks.waiting > 0) locks.poll(performance.now());
     if (this.#acceptAgain >= 0) this.#accept();
     if (device.hasMore) device.serveAgain();
     if (this.#moreEvents) this.#drainEvents();
@@ -165,6 +167,13 @@ export class Daemon {
     this.#fs.close();
     this.#metricsServer?.close();
     log.flushSuppressed(true);
+  }
+
+  /** Milliseconds until something is due by the clock; -1: nothing is. */
+  #untilDue(): number {
+    const { locks } = this.#fs.share;
+    const waits = locks.waiting === 0 ? -1 : locks.timeout(performance.now());
+    return soonest(soonest(this.#events?.timeout ?? -1, waits), this.#acceptAgain);
   }
 
   /** Remote fsnotify, unless it is turned off. */
@@ -370,6 +379,7 @@ function openShare(config: Config, root: string, offload: Offload): PassthroughF
       translateUid: config.translateUid,
       translateGid: config.translateGid,
       ...(config.threadPoolSize === 0 ? {} : { offload }),
+      waits: offload,
       warn: (message) => log.limited('warn', 'share', message),
     });
   } catch (error) {
@@ -389,6 +399,8 @@ function serverOptions(config: Config) {
     securityLabel: config.securityLabel,
     announceSubmounts: config.announceSubmounts,
     allowMmap: config.allowMmap,
+    posixLock: config.posixLock,
+    flock: config.flock,
     exportSupport: config.exportSupport,
     allowIdmap: config.agentToken === undefined,
   };

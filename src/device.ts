@@ -27,6 +27,8 @@ const BATCH = 512;
 /** VIRTIO_FS_F_NOTIFICATION (virtio 1.2, 5.11.3): queue 1 is the notification queue. */
 const F_NOTIFICATION = 0;
 const POLLIN = 1;
+/** Most requests that wait for locks, whatever the size of the queues. */
+const MOST_WAITS = 1024;
 /** Most request queues a front end can configure: as many as Linux makes use of on a large machine. */
 const MAX_REQUEST_QUEUES = 64;
 
@@ -210,6 +212,8 @@ export class VirtioFsDevice implements VhostUserDevice {
 
   queueStarted(queue: Virtqueue): void {
     this.#started.add(queue);
+    // Requests that wait for a lock must not fill a queue: by it comes the request that frees the lock.
+    if (queue.index > 0) this.#offload.mostWaits = Math.min(this.#offload.mostWaits, queue.size >> 1);
   }
 
   /** Adds up what the queues counted. */
@@ -234,6 +238,8 @@ export class VirtioFsDevice implements VhostUserDevice {
   queueStopping(queue: Virtqueue): void {
     this.#again.delete(queue);
     this.#events?.stopping(queue);
+    this.#server.fs.cancelWaits();
+    this.completions();
     while (this.#backend?.connected === true && this.#jobQueue.includes(queue)) this.#awaitJobs(-1);
   }
 
@@ -266,5 +272,6 @@ export class VirtioFsDevice implements VhostUserDevice {
     this.#server.reset();
     this.#onDisconnect(reason);
     this.#started.clear();
+    this.#offload.mostWaits = MOST_WAITS;
   }
 }

@@ -114,6 +114,22 @@ export const OPTIONS = [
     summary: 'Do not tell the guest which directories are mount points',
   },
   {
+    name: 'posix-lock',
+    type: 'flag',
+    group: 'Share',
+    origin: 'ours',
+    summary: 'Locks by fcntl(2) hold between guests, and between guest and host; otherwise only inside the guest',
+    details:
+      'They order what programs do, but what a guest has cached is as old as --cache allows: programs that share data by locks want --cache=never',
+  },
+  {
+    name: 'flock',
+    type: 'flag',
+    group: 'Share',
+    origin: 'ours',
+    summary: 'Locks by flock(2) in the same way',
+  },
+  {
     name: 'inode-file-handles',
     type: 'string',
     value: 'MODE',

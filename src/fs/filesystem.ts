@@ -68,6 +68,29 @@ export interface SetAttr {
   ctimeNsec: number;
 }
 
+/**
+ * GETLK, SETLK, SETLKW. Numbers of 64 bits come in two halves, as locks lie anywhere up to 2^63 - 1 (the last byte, and the end of
+ * the file wherever it is).
+ */
+export interface Lock {
+  /** Who holds it: a number of the guest's own. */
+  ownerLow: number;
+  ownerHigh: number;
+  /** First and last byte. */
+  startLow: number;
+  startHigh: number;
+  endLow: number;
+  endHigh: number;
+  /** F_RDLCK 0, F_WRLCK 1, F_UNLCK 2. */
+  type: number;
+  pid: number;
+  /** By flock(2): of the open file, not of the owner, and of all of it. */
+  flock: boolean;
+  /** The request, as INTERRUPT names it. */
+  uniqueLow: number;
+  uniqueHigh: number;
+}
+
 /** Takes directory entries one by one; knows the space left in the guest's buffer. */
 export interface DirectorySink {
   /**
@@ -109,6 +132,9 @@ export interface SessionOptions {
   securityContext: boolean;
   /** FUSE_EXPORT_SUPPORT: LOOKUP "." may name an inode that the guest has forgotten since. */
   exportSupport: boolean;
+  /** FUSE_POSIX_LOCKS and FUSE_FLOCK_LOCKS. */
+  posixLock: boolean;
+  flock: boolean;
 }
 
 /** A file system as the FUSE server sees it. */
@@ -180,6 +206,16 @@ export interface FileSystem {
   /** IOCTL on an open file: `input` bytes at arena `data`; the result overwrites them; returns the output length. */
   ioctl(nodeid: number, fh: number, command: number, data: number, inputSize: number, outputSize: number): number;
   syncfs(nodeid: number): number;
+  /** GETLK: `lock` becomes the lock that is in the way, or of type F_UNLCK. */
+  getlk(nodeid: number, fh: number, lock: Lock): number;
+  /** SETLK; SETLKW where `wait` is set: then PENDING until the lock is free, and -EINTR after {@link interrupt}. */
+  setlk(nodeid: number, fh: number, lock: Lock, wait: boolean): number;
+  /** After FLUSH: an owner has closed a descriptor of the file, and so lost all its locks on it but those by flock(2). */
+  unlockOwner(nodeid: number, ownerLow: number, ownerHigh: number): void;
+  /** INTERRUPT of the request with this number; no matter when none of them waits. */
+  interrupt(uniqueLow: number, uniqueHigh: number): void;
+  /** What waits for a lock ends with -EAGAIN: its queue stops. */
+  cancelWaits(): void;
 
   /** An offload job of this file system ended: lets go of what it held (file handles in use). Called before its reply. */
   completed(job: number): void;

@@ -27,10 +27,15 @@ export const Handle = {
   buffer: 10,
   /** O_* flags it was opened with on the host. */
   openFlags: 11,
+  /** Lock owners (passthrough/lock.ts): FUSE's number of the owner in two halves, its pid, and the slot of the file it locked through last. */
+  ownerLow: 8,
+  ownerHigh: 9,
+  pid: 14,
+  through: 15,
 } as const;
 
-/** `kind`: what may be done with it. */
-export const Kind = { none: 0, file: 1, directory: 2 } as const;
+/** `kind`: what may be done with it. The guest can name files and directories; a lock is the descriptor of a lock owner. */
+export const Kind = { none: 0, file: 1, directory: 2, lock: 3 } as const;
 
 /** Bits of `flags`. */
 export const HandleFlag = {
@@ -118,6 +123,16 @@ export class HandleStore {
 
   fd(slot: number): number {
     return this.i32[slot << SHIFT] as number;
+  }
+
+  nodeid(slot: number): number {
+    return this.f64[((slot << SHIFT) + Handle.nodeid) >> 1] as number;
+  }
+
+  /** Calls `visit` for every open record of a kind. */
+  each(kind: number, visit: (slot: number) => void): void {
+    for (let slot = 1; slot < (this.#state[State.top] as number); slot++)
+      if (this.#slots.taken(slot) && this.get(slot, Handle.kind) === kind) visit(slot);
   }
 
   /** Index in mounts.ts of what is open. */

@@ -5,6 +5,7 @@
 /** asm-generic/errno-base.h and errno.h. */
 export const EPERM = 1;
 export const ENOENT = 2;
+export const EINTR = 4;
 export const EIO = 5;
 export const EBADF = 9;
 export const EAGAIN = 11;
@@ -19,6 +20,7 @@ export const ENOTTY = 25;
 export const ENOSPC = 28;
 export const EROFS = 30;
 export const ERANGE = 34;
+export const ENOLCK = 37;
 export const ENOSYS = 38;
 export const ELOOP = 40;
 export const ENODATA = 61;

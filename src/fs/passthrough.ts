@@ -3,9 +3,9 @@
  * concept; here they are put together.
  */
 import { arenaAlloc } from 'vhost-user-ts/native';
-import type { Caller, DirectorySink, Entry, FileSystem, Opened, SessionOptions, SetAttr } from './filesystem.js';
+import type { Caller, DirectorySink, Entry, FileSystem, Lock, Opened, SessionOptions, SetAttr } from './filesystem.js';
 import { Kind } from './handles.js';
-import { EINVAL, ENOENT, EROFS, O_ACCMODE, O_EXCL, O_RDONLY, O_TRUNC, W_OK } from './linux.js';
+import { EAGAIN, EINVAL, ENOENT, EROFS, O_ACCMODE, O_EXCL, O_RDONLY, O_TRUNC, W_OK } from './linux.js';
 import * as attr from './passthrough/attr.js';
 import * as dir from './passthrough/dir.js';
 import * as fileflags from './passthrough/fileflags.js';
@@ -161,6 +161,21 @@ export class PassthroughFs implements FileSystem {
   }
   syncfs(nodeid: number): number {
     return io.syncfs(this.share, nodeid);
+  }
+  getlk(nodeid: number, fh: number, lock: Lock): number {
+    return this.share.locks.getlk(nodeid, fh, lock);
+  }
+  setlk(nodeid: number, fh: number, lock: Lock, wait: boolean): number {
+    return this.share.locks.setlk(nodeid, fh, lock, wait);
+  }
+  unlockOwner(nodeid: number, ownerLow: number, ownerHigh: number): void {
+    this.share.locks.flush(nodeid, ownerLow, ownerHigh);
+  }
+  interrupt(uniqueLow: number, uniqueHigh: number): void {
+    this.share.locks.interrupt(uniqueLow, uniqueHigh);
+  }
+  cancelWaits(): void {
+    this.share.locks.cancel(-EAGAIN);
   }
   completed(job: number): void {
     io.completed(this.share, job);

@@ -362,6 +362,10 @@ export const GetxattrOut = { size: 0, padding: 4, bytes: 8 } as const;
 
 /** struct fuse_lk_in { u64 fh; u64 owner; struct { u64 start; u64 end; u32 type; u32 pid; } lk; u32 lk_flags; u32 padding; } */
 export const LkIn = { fh: 0, owner: 8, start: 16, end: 24, type: 32, pid: 36, flags: 40, bytes: 48 } as const;
+/** struct fuse_lk_out { struct { u64 start; u64 end; u32 type; u32 pid; } lk; } */
+export const LkOut = { start: 0, end: 8, type: 16, pid: 20, bytes: 24 } as const;
+/** fuse_lk_in.lk_flags: FUSE_LK_FLOCK. */
+export const LK_FLOCK = 1;
 /** struct fuse_access_in { u32 mask; u32 padding; } */
 export const AccessIn = { mask: 0, bytes: 8 } as const;
 /** struct fuse_interrupt_in { u64 unique; } */

@@ -35,6 +35,10 @@ export interface ServerOptions {
   announceSubmounts: boolean;
   /** FUSE_DIRECT_IO_ALLOW_MMAP (`--allow-mmap`): shared mappings of files opened for direct I/O. */
   allowMmap: boolean;
+  /** FUSE_POSIX_LOCKS (`--posix-lock`): record locks by fcntl(2) are asked for here. */
+  posixLock: boolean;
+  /** FUSE_FLOCK_LOCKS (`--flock`): those by flock(2). */
+  flock: boolean;
   /** FUSE_EXPORT_SUPPORT (`--export-support`): the guest may look up "." and ".." by nodeid, which nfsd and open_by_handle_at(2) need. */
   exportSupport: boolean;
   /** FUSE_ALLOW_IDMAP: most requests then do not say under which user id they are made (`--agent` needs to know). */
@@ -54,6 +58,8 @@ export const DEFAULT_SERVER_OPTIONS: Readonly<ServerOptions> = {
   securityLabel: 'never',
   announceSubmounts: true,
   allowMmap: false,
+  posixLock: false,
+  flock: false,
   exportSupport: false,
   allowIdmap: true,
 };
@@ -127,6 +133,8 @@ export function negotiate(
   if (options.readdirplus) flags |= InitFlag.DO_READDIRPLUS | InitFlag.READDIRPLUS_AUTO;
   if (options.cacheSymlinks) flags |= InitFlag.CACHE_SYMLINKS;
   if (options.exportSupport) flags |= wanted(request.flags, InitFlag.EXPORT_SUPPORT, '--export-support', warn);
+  if (options.posixLock) flags |= wanted(request.flags, InitFlag.POSIX_LOCKS, '--posix-lock', warn);
+  if (options.flock) flags |= wanted(request.flags, InitFlag.FLOCK_LOCKS, '--flock', warn);
   if (options.writeback) flags |= wanted(request.flags, InitFlag.WRITEBACK_CACHE, '--writeback', warn);
   if (options.announceSubmounts) flags |= wanted(request.flags, InitFlag.SUBMOUNTS, '--announce-submounts', warn);
   if (options.killprivV2) flags |= wanted(request.flags, InitFlag.HANDLE_KILLPRIV_V2, '--killpriv-v2', warn);
@@ -162,6 +170,8 @@ export function negotiate(
     stripsSetgid: request.minor >= 37,
     securityContext: (flags2 & InitFlag2.SECURITY_CTX) !== 0,
     exportSupport: (flags & InitFlag.EXPORT_SUPPORT) !== 0,
+    posixLock: (flags & InitFlag.POSIX_LOCKS) !== 0,
+    flock: (flags & InitFlag.FLOCK_LOCKS) !== 0,
   };
 }
 
@@ -184,6 +194,8 @@ export const NO_SESSION: Session = {
   stripsSetgid: false,
   securityContext: false,
   exportSupport: false,
+  posixLock: false,
+  flock: false,
 };
 
 function wanted(capable: number, flag: number, option: string, warn: (line: string) => void): number {

@@ -35,7 +35,9 @@ import {
   IoctlIn,
   IoctlOut,
   LinkIn,
+  LK_FLOCK,
   LkIn,
+  LkOut,
   LseekIn,
   LseekOut,
   MkdirIn,
@@ -134,7 +136,7 @@ const ROWS: readonly Row[] = [
   // session
   { opcode: Opcode.INIT, name: 'INIT', bytes: InitIn.compatBytes, tail: data, room: InitOut.bytes, handler: init },
   { opcode: Opcode.DESTROY, name: 'DESTROY', bytes: 0, handler: destroy },
-  { opcode: Opcode.INTERRUPT, name: 'INTERRUPT', bytes: InterruptIn.bytes, noReply: true, handler: nothing },
+  { opcode: Opcode.INTERRUPT, name: 'INTERRUPT', bytes: InterruptIn.bytes, noReply: true, handler: interrupt },
   { opcode: Opcode.NOTIFY_REPLY, name: 'NOTIFY_REPLY', bytes: 0, noReply: true, handler: nothing },
   // nodes
   { opcode: Opcode.LOOKUP, name: 'LOOKUP', bytes: 0, first: lookupName, room: EntryOut.bytes, handler: lookup },
@@ -184,10 +186,11 @@ const ROWS: readonly Row[] = [
   // file events (our extension)
   { opcode: Opcode.FSNOTIFY, name: 'FSNOTIFY', bytes: FsnotifyIn.bytes, room: FsnotifyOut.bytes, handler: fsnotify },
   { opcode: Opcode.READ_NOTIFY, name: 'READ_NOTIFY', bytes: ReadNotifyIn.bytes, handler: readNotify },
+  // locks
+  { opcode: Opcode.GETLK, name: 'GETLK', bytes: LkIn.bytes, room: LkOut.bytes, handler: getlk },
+  { opcode: Opcode.SETLK, name: 'SETLK', bytes: LkIn.bytes, handler: setlk },
+  { opcode: Opcode.SETLKW, name: 'SETLKW', bytes: LkIn.bytes, encode: none, handler: setlkw },
   // Known, and answered ENOSYS: the guest then does without and asks no more.
-  { opcode: Opcode.GETLK, name: 'GETLK', bytes: LkIn.bytes, handler: unsupported },
-  { opcode: Opcode.SETLK, name: 'SETLK', bytes: LkIn.bytes, handler: unsupported },
-  { opcode: Opcode.SETLKW, name: 'SETLKW', bytes: LkIn.bytes, handler: unsupported },
   { opcode: Opcode.BMAP, name: 'BMAP', bytes: BmapIn.bytes, handler: unsupported },
   { opcode: Opcode.POLL, name: 'POLL', bytes: PollIn.bytes, handler: unsupported },
   { opcode: Opcode.SETUPMAPPING, name: 'SETUPMAPPING', bytes: SetupmappingIn.bytes, handler: unsupported },
@@ -426,8 +429,10 @@ function write({ fs, chain, session }: FuseServer, q: Request): number {
   return fs.write(q.nodeid, q.id(WriteIn.fh), offset, size, flags, chain.iov, chain.readableCount, InHeader.bytes + WriteIn.bytes);
 }
 
-function flush({ fs }: FuseServer, q: Request): number {
-  return fs.flush(q.nodeid, q.id(FlushIn.fh));
+function flush({ fs, session }: FuseServer, q: Request): number {
+  const result = fs.flush(q.nodeid, q.id(FlushIn.fh));
+  if (session.posixLock) fs.unlockOwner(q.nodeid, q.u32(FlushIn.lockOwner), q.u32(FlushIn.lockOwner + 4));
+  return result;
 }
 
 function release({ fs }: FuseServer, q: Request): number {
@@ -554,6 +559,47 @@ function xattrRoom(q: Request, r: Reply): number {
 
 function removexattr({ fs }: FuseServer, q: Request): number {
   return fs.removexattr(q.nodeid, q.name);
+}
+
+// --- locks ---
+
+function getlk(server: FuseServer, q: Request, r: Reply): number {
+  const error = lock(server, q);
+  if (error < 0) return error;
+  const result = server.fs.getlk(q.nodeid, q.id(LkIn.fh), server.lock);
+  return result < 0 ? result : r.lock(server.lock);
+}
+
+function setlk(server: FuseServer, q: Request): number {
+  const error = lock(server, q);
+  return error < 0 ? error : server.fs.setlk(q.nodeid, q.id(LkIn.fh), server.lock, false);
+}
+
+function setlkw(server: FuseServer, q: Request): number {
+  const error = lock(server, q);
+  return error < 0 ? error : server.fs.setlk(q.nodeid, q.id(LkIn.fh), server.lock, true);
+}
+
+/** Reads fuse_lk_in. -ENOSYS for a kind of lock that the guest keeps to itself. */
+function lock({ lock, session }: FuseServer, q: Request): number {
+  lock.flock = (q.u32(LkIn.flags) & LK_FLOCK) !== 0;
+  if (!(lock.flock ? session.flock : session.posixLock)) return -Errno.ENOSYS;
+  lock.ownerLow = q.u32(LkIn.owner);
+  lock.ownerHigh = q.u32(LkIn.owner + 4);
+  lock.startLow = q.u32(LkIn.start);
+  lock.startHigh = q.u32(LkIn.start + 4);
+  lock.endLow = q.u32(LkIn.end);
+  lock.endHigh = q.u32(LkIn.end + 4);
+  lock.type = q.u32(LkIn.type);
+  lock.pid = q.u32(LkIn.pid);
+  lock.uniqueLow = q.uniqueLow;
+  lock.uniqueHigh = q.uniqueHigh;
+  return 0;
+}
+
+function interrupt({ fs }: FuseServer, q: Request): number {
+  fs.interrupt(q.u32(InterruptIn.unique), q.u32(InterruptIn.unique + 4));
+  return NO_REPLY;
 }
 
 // --- file events ---

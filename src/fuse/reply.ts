@@ -3,7 +3,7 @@
  * Every encoder returns the length of the body it has made.
  */
 import { arena, arenaAlloc, native } from 'vhost-user-ts/native';
-import type { DirectorySink, Entry, FileSystem, Opened } from '../fs/filesystem.js';
+import type { DirectorySink, Entry, FileSystem, Lock, Opened } from '../fs/filesystem.js';
 import {
   Attr,
   AttrOut,
@@ -18,6 +18,7 @@ import {
   InitFlag,
   InitOut,
   IoctlOut,
+  LkOut,
   LseekOut,
   OpenOut,
   OutHeader,
@@ -246,6 +247,18 @@ export class Reply implements DirectorySink {
   position(offset: number): number {
     set64(body + LseekOut.offset, offset);
     return LseekOut.bytes;
+  }
+
+  /** fuse_lk_out. */
+  lock(lock: Lock): number {
+    const i = body >> 2;
+    u32[i] = lock.startLow;
+    u32[i + 1] = lock.startHigh;
+    u32[i + (LkOut.end >> 2)] = lock.endLow;
+    u32[i + (LkOut.end >> 2) + 1] = lock.endHigh;
+    u32[i + (LkOut.type >> 2)] = lock.type;
+    u32[i + (LkOut.pid >> 2)] = lock.pid;
+    return LkOut.bytes;
   }
 
   /** fuse_ioctl_out before `bytes` of output that are in the buffer already. */

@@ -3,7 +3,7 @@
  * system (that is behind `FileSystem`), and it throws for nothing that a guest sends.
  */
 import { arena, arenaAlloc } from 'vhost-user-ts/native';
-import { type FileSystem, NO_FH, PENDING, type SetAttr } from '../fs/filesystem.js';
+import { type FileSystem, type Lock, NO_FH, PENDING, type SetAttr } from '../fs/filesystem.js';
 import { Errno, Opcode, OutHeader, WriteOut } from './abi.js';
 import { type InitRequest, NO_SESSION, negotiate, type ServerOptions, type Session } from './init.js';
 import { NO_REPLY, OPCODES, type Operation, operationOf } from './opcodes.js';
@@ -96,6 +96,20 @@ export class FuseServer {
     mtimeNsec: 0,
     ctime: 0,
     ctimeNsec: 0,
+  };
+  /** Scratch of GETLK and SETLK. */
+  readonly lock: Lock = {
+    ownerLow: 0,
+    ownerHigh: 0,
+    startLow: 0,
+    startHigh: 0,
+    endLow: 0,
+    endHigh: 0,
+    type: 0,
+    pid: 0,
+    flock: false,
+    uniqueLow: 0,
+    uniqueHigh: 0,
   };
   /** What the last FUSE_INIT agreed on; `minor` 0 before it. */
   session: Session = NO_SESSION;

@@ -14,6 +14,10 @@ export class Offload {
   readonly eventfd: number;
   /** Number of the job that the last successful {@link submit} started. */
   lastJob = -1;
+  /** How many requests may wait at a time for something that no thread does ({@link reserve}). */
+  mostWaits = 1024;
+  /** How many do. */
+  waits = 0;
   /** Jobs that were submitted and not yet reaped. */
   pending = 0;
   /** All jobs so far. */
@@ -23,6 +27,8 @@ export class Offload {
   readonly capacity: number;
   readonly #free: Uint16Array;
   #freeTop: number;
+  /** Jobs that were reserved and have ended, each with its result. */
+  readonly #finished: number[] = [];
   readonly #reap = arenaAlloc(REAP_MAX * 16);
 
   /**
@@ -64,9 +70,33 @@ export class Offload {
     return PENDING;
   }
 
+  /**
+   * Takes the number of a job that no thread does.
+   * @returns PENDING (the number is in {@link lastJob}), or -EAGAIN when too many requests wait
+   */
+  reserve(): number {
+    if (this.#freeTop === 0 || this.waits >= this.mostWaits) return -EAGAIN;
+    this.lastJob = this.#free[--this.#freeTop] as number;
+    this.waits++;
+    return PENDING;
+  }
+
+  /** Ends a job that was reserved: {@link reap} hands it out, and the eventfd becomes readable. */
+  finish(job: number, result: number): void {
+    this.#finished.push(job, result);
+    native.eventfdWrite(this.eventfd);
+  }
+
   /** Hands every job that has ended to `done(job, result)`; returns how many. The number is free again afterwards. */
   reap(done: (job: number, result: number) => void): number {
     let total = 0;
+    while (this.#finished.length > 0) {
+      const [job, result] = this.#finished.splice(0, 2) as [number, number];
+      this.waits--;
+      done(job, result);
+      this.#free[this.#freeTop++] = job;
+      total++;
+    }
     for (;;) {
       const n = native.offloadReap(this.#reap, REAP_MAX);
       for (let i = 0; i < n; i++) {

@@ -94,6 +94,11 @@ export function withEchoes(fs: FileSystem, keeper: EchoKeeper, nodes: WatchNodes
       // Which way it was opened only the host knows; a handle that was not written through has no CLOSE_WRITE to be mistaken.
       return object(nodeid, FS_CLOSE_WRITE, fs.release(nodeid, fh));
     },
+    unlockOwner(nodeid, ownerLow, ownerHigh): void {
+      fs.unlockOwner(nodeid, ownerLow, ownerHigh);
+      // An owner's locks have a descriptor of their own, open for writing.
+      keeper.echoes?.object(nodeid, FS_CLOSE_WRITE);
+    },
     create(parent, name, flags, mode, umask, killPriv): number {
       return made(parent, name, fs.create(parent, name, flags, mode, umask, killPriv));
     },

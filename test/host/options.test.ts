@@ -695,7 +695,6 @@ describe('refused', () => {
     [[...base, '--migration-on-error=abort'], `--migration-on-error=abort ${noMigration}`],
     [[...base, '--migration-verify-handles'], `--migration-verify-handles ${noMigration}`],
     [[...base, '--migration-confirm-paths'], `--migration-confirm-paths ${noMigration}`],
-    [[...base, '-o', 'posix_lock'], '-o posix_lock is not available yet: leave it out, or use no_posix_lock'],
     [[...base, '-o', 'nonsense'], '-o nonsense is not known: use the separate options, see --help'],
     [[...base, '--log-level=loud'], '--log-level=loud is not known: give one of error, warn, info, debug, trace, off'],
     [[...base, '--fd=3'], '--fd and --socket-path exclude each other: give one of them'],

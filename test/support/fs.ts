@@ -16,6 +16,8 @@ export const SESSION: SessionOptions = {
   stripsSetgid: false,
   securityContext: false,
   exportSupport: false,
+  posixLock: false,
+  flock: false,
 };
 
 const DATA = 4 << 20;

@@ -3,7 +3,7 @@
  * system that does what a test tells it and remembers what it was asked.
  */
 import { arena, arenaAlloc, native } from 'vhost-user-ts/native';
-import type { Caller, DirectorySink, Entry, FileSystem, Opened, SessionOptions, SetAttr } from '../../src/fs/filesystem.js';
+import type { Caller, DirectorySink, Entry, FileSystem, Lock, Opened, SessionOptions, SetAttr } from '../../src/fs/filesystem.js';
 import { PENDING } from '../../src/fs/filesystem.js';
 import type { Chain, FuseServer } from '../../src/fuse/server.js';
 
@@ -333,6 +333,21 @@ export class FakeFs implements FileSystem {
   }
   syncfs(nodeid: number): number {
     return this.#call('syncfs', nodeid);
+  }
+  getlk(nodeid: number, fh: number, lock: Lock): number {
+    return this.#call('getlk', nodeid, fh, lock);
+  }
+  setlk(nodeid: number, fh: number, lock: Lock, wait: boolean): number {
+    return this.#call('setlk', nodeid, fh, lock, wait);
+  }
+  unlockOwner(nodeid: number, ownerLow: number, ownerHigh: number): void {
+    this.#call('unlockOwner', nodeid, ownerLow, ownerHigh);
+  }
+  interrupt(uniqueLow: number, uniqueHigh: number): void {
+    this.#call('interrupt', uniqueLow, uniqueHigh);
+  }
+  cancelWaits(): void {
+    this.#call('cancelWaits');
   }
   completed(job: number): void {
     this.#call('completed', job);

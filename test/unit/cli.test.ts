@@ -41,6 +41,8 @@ test('defaults', () => {
     readonly: false,
     announceSubmounts: true,
     inodeFileHandles: 'prefer',
+    posixLock: false,
+    flock: false,
     exportSupport: false,
     preserveNoatime: false,
     cache: 'auto',
@@ -102,6 +104,8 @@ const EFFECTS: readonly (readonly [argv: string, effect: Partial<Config>])[] = [
     '--inode-file-handles=fallback',
     { inodeFileHandles: 'prefer', warnings: ['--inode-file-handles=fallback is deprecated: use --inode-file-handles=prefer'] },
   ],
+  ['--posix-lock', { posixLock: true, flock: false }],
+  ['--flock', { posixLock: false, flock: true }],
   ['--export-support', { exportSupport: true }],
   ['--preserve-noatime', { preserveNoatime: true }],
   ['--fd 7', { listenOn: { kind: 'fd', fd: 7 } }],
@@ -378,7 +382,8 @@ const COMPAT: readonly (readonly [text: string, effect: Partial<Config>])[] = [
   ['sandbox=chroot', { sandbox: 'chroot' }],
   ['modcaps=+sys_admin:-chown', { modcaps: '+sys_admin:-chown' }],
   ['timeout=1.5', { timeouts: { entryTimeout: 1.5, attrTimeout: 1.5, negativeTimeout: 0 } }],
-  ['no_flock,no_posix_lock', {}],
+  ['flock,posix_lock', { flock: true, posixLock: true }],
+  ['flock,posix_lock,no_flock,no_posix_lock', { flock: false, posixLock: false }],
 ];
 
 for (const [text, effect] of COMPAT) {
@@ -414,8 +419,6 @@ test('as libvirt 11 calls', () => {
 });
 
 for (const [text, line] of [
-  ['posix_lock', '-o posix_lock is not available yet: leave it out, or use no_posix_lock'],
-  ['flock', '-o flock is not available yet: leave it out, or use no_flock'],
   ['sandbox=jail', '--sandbox=jail is not known: give one of namespace, chroot, none'],
   ['cache=sometimes', '--cache=sometimes is not known: give one of auto, always, never, metadata, notify'],
   ['timeout=soon', '--entry-timeout=soon is no number of seconds from 0 to 2147483647'],

@@ -367,7 +367,36 @@ suite('golden bytes', () => {
   test('INTERRUPT and NOTIFY_REPLY have no reply', () => {
     assert.equal(exchange(`${header('30000000', '24000000')} 0500000000000000`, 0).length, 0);
     assert.equal(exchange(header('28000000', '29000000'), 0).length, 0);
-    assert.deepEqual(fs.taken(), []);
+    assert.deepEqual(fs.taken(), ['interrupt(5, 0)']);
+  });
+
+  test('GETLK, SETLK, SETLKW and FLUSH where locks are shared', () => {
+    const posix = new FakeFs();
+    const sharing = new Guest(new FuseServer(posix, { ...DEFAULT_SERVER_OPTIONS, posixLock: true }, { jobs }));
+    sharing.send(hex(INIT));
+    posix.taken();
+    const request = (opcode: string, flags: string) =>
+      hex(
+        `${header('58000000', opcode)} 0500000000000000 0100000002000000 0300000004000000 ffffffffffffff7f 01000000 92100000 ${flags} 00000000`,
+      );
+    const asked =
+      '{"ownerLow":1,"ownerHigh":2,"startLow":3,"startHigh":4,"endLow":4294967295,"endHigh":2147483647,"type":1,"pid":4242,"flock":false,"uniqueLow":7,"uniqueHigh":0}';
+    const reply = sharing.send(request('1f000000', '00000000'));
+    assert.equal(reply.toString('hex'), '280000000000000007000000000000000300000004000000ffffffffffffff7f0100000092100000');
+    assert.equal(sharing.send(request('20000000', '00000000')).toString('hex'), '10000000000000000700000000000000');
+    posix.result = PENDING;
+    assert.equal(sharing.send(request('21000000', '00000000')).length, 0);
+    posix.result = 0;
+    sharing.send(hex(`${header('40000000', '19000000')} 0500000000000000 00000000 00000000 1111111122222222`));
+    assert.deepEqual(posix.taken(), [
+      `getlk(66, 5, ${asked})`,
+      `setlk(66, 5, ${asked}, false)`,
+      `setlk(66, 5, ${asked}, true)`,
+      'flush(66, 5)',
+      'unlockOwner(66, 286331153, 572662306)',
+    ]);
+    // flock(2) was not agreed on.
+    assert.equal(sharing.send(request('20000000', '01000000')).toString('hex'), '10000000daffffff0700000000000000');
   });
 
   test('what is not served is answered ENOSYS', () => {

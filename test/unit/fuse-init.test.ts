@@ -63,6 +63,8 @@ suite('flags', () => {
     assert.deepEqual(added({ securityLabel: 'auto' }), ['SECURITY_CTX']);
     assert.deepEqual(added({ allowMmap: true }), ['DIRECT_IO_ALLOW_MMAP']);
     assert.deepEqual(added({ exportSupport: true }), ['EXPORT_SUPPORT']);
+    assert.deepEqual(added({ posixLock: true }), ['POSIX_LOCKS']);
+    assert.deepEqual(added({ flock: true }), ['FLOCK_LOCKS']);
   });
 
   test('what the file system is told', () => {

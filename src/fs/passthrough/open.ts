@@ -183,6 +183,11 @@ export function flush(share: Share, nodeid: number, fh: number): number {
 export function release(share: Share, nodeid: number, fh: number): number {
   const handle = share.handles.find(fh, nodeid, Kind.file);
   if (handle < 0) return handle;
+  if (share.session.posixLock || share.session.flock) {
+    share.handles.release(handle);
+    share.locks.released(nodeid, handle);
+    return 0;
+  }
   share.handles.release(handle);
   return 0;
 }

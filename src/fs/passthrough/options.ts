@@ -1,4 +1,5 @@
 import type { Offload } from '../../queue/offload.js';
+import type { Waits } from './lock.js';
 
 /** How a host directory is shared; what is negotiated with the guest comes with FUSE_INIT (`SessionOptions`) instead. */
 export interface PassthroughOptions {
@@ -28,6 +29,8 @@ export interface PassthroughOptions {
   maxDescriptors?: number;
   /** Where system calls that would block go; without it they are made in place. */
   offload?: Offload;
+  /** Where requests that wait for a lock are numbered; without it none waits. */
+  waits?: Waits;
   /** A memfd with the state that an earlier process left. */
   stateFd?: number;
   /** What somebody should know: a file system without handles, a refused mount. */

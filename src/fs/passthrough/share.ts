@@ -14,6 +14,7 @@ import {
   AT_EMPTY_PATH,
   CAP_DAC_READ_SEARCH,
   EAGAIN,
+  EINTR,
   EMFILE,
   ENFILE,
   ENOTDIR,
@@ -35,6 +36,7 @@ import {
 } from '../linux.js';
 import { MountFlag, MountTable } from '../mounts.js';
 import { XattrMap } from '../xattrmap.js';
+import { Locks } from './lock.js';
 import type { PassthroughOptions } from './options.js';
 
 /** What every look-up asks for. */
@@ -57,6 +59,8 @@ const NO_SESSION: SessionOptions = {
   atomicOTrunc: false,
   securityContext: false,
   exportSupport: false,
+  posixLock: false,
+  flock: false,
 };
 
 /**
@@ -103,6 +107,7 @@ export class Share {
   readonly inodes: InodeStore;
   readonly handles: HandleStore;
   readonly mounts: MountTable;
+  readonly locks: Locks;
   readonly credentials = new Credentials();
   readonly uids: IdMap;
   readonly gids: IdMap;
@@ -157,6 +162,7 @@ export class Share {
     this.inodes = new InodeStore(this.block);
     this.handles = new HandleStore(this.block);
     this.mounts = new MountTable(this.block);
+    this.locks = new Locks(this, options.waits ?? null, options.readonly ?? false);
     this.procfd = must(native.openat(-100, cString('/proc/self/fd'), O_PATH | O_DIRECTORY, 0), '/proc/self/fd');
     const mode = options.inodeFileHandles ?? 'prefer';
     this.mandatoryHandles = mode === 'mandatory';
@@ -465,7 +471,9 @@ export class Share {
 
   /** Forgets all inodes but the root and closes all handles (those in use when their job ends). */
   reset(): void {
+    this.locks.cancel(-EINTR);
     this.handles.releaseAll();
+    this.locks.clear();
     for (let slot = ROOT_SLOT + 1; slot < this.inodes.top; slot++) {
       if (!this.inodes.live(slot)) continue;
       // The session's watches are gone already: no word to the watcher for each inode.
