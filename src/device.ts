@@ -24,6 +24,8 @@ import type { Offload } from './queue/offload.js';
 const TAG_BYTES = 36;
 /** Chains served from one queue before the others and the control socket get their turn. */
 const BATCH = 512;
+/** Batches of a driver that always has more, likewise. */
+const BATCHES = 16;
 /** VIRTIO_FS_F_NOTIFICATION (virtio 1.2, 5.11.3): queue 1 is the notification queue. */
 const F_NOTIFICATION = 0;
 const POLLIN = 1;
@@ -136,8 +138,8 @@ export class VirtioFsDevice implements VhostUserDevice {
     const server = this.#server;
     const chain = queue.chain;
     let left = BATCH;
-    server.batch();
-    do {
+    for (let batch = 1; ; batch++) {
+      server.batch();
       queue.disableKicks();
       queue.batches++;
       for (;;) {
@@ -164,7 +166,13 @@ export class VirtioFsDevice implements VhostUserDevice {
         }
       }
       queue.flush();
-    } while (queue.enableKicks());
+      if (queue.comesSoon()) {
+        if (batch < BATCHES) continue;
+        this.#again.add(queue);
+        return;
+      }
+      if (!queue.enableKicks()) return;
+    }
   }
 
   /** True when {@link serveAgain} has work: the loop must not sleep. */

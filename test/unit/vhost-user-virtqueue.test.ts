@@ -309,6 +309,28 @@ describe('notifications', () => {
     assert.equal(r.driver.kicks, 2);
   });
 
+  for (const eventIdx of [false, true]) {
+    it(`${eventIdx ? 'with' : 'without'} EVENT_IDX only a driver that wants no calls is waited for, and not for long`, () => {
+      const r = rig({ eventIdx });
+      const next = (): boolean => {
+        r.driver.send([r.put('x')]);
+        return r.queue.comesSoon();
+      };
+      r.driver.send([r.put('x')]);
+      r.serve();
+      assert.equal(next(), false, 'it was called: it sleeps');
+      r.driver.wantCalls(false);
+      r.serve();
+      assert.equal(next(), true, 'it looks at the ring itself');
+      r.serve();
+      assert.equal(r.queue.comesSoon(), false, 'nothing came');
+      assert.equal(r.queue.comesSoon(), false, 'nothing came again');
+      const tries = Array.from({ length: 200 }, next);
+      assert.equal(tries.indexOf(true), 63, 'not asked for a while');
+      assert.equal(tries.lastIndexOf(false), 62, 'then always again');
+    });
+  }
+
   it('publishing nothing calls nobody', () => {
     const r = rig({ eventIdx: true });
     r.queue.flush();

@@ -18,6 +18,11 @@ const USED_F_NO_NOTIFY = 1;
 /** Largest queue of the specification. */
 export const MAX_QUEUE_SIZE = 32768;
 
+/** Looks at the avail index before a queue is left: 3 to 4 µs. */
+const LOOKS = 200;
+const PATIENCE = 2;
+const TRY_EACH = 64;
+
 /** Addresses of a queue's rings as SET_VRING_ADDR gives them (front-end user addresses). */
 export interface RingAddresses {
   descriptors: number;
@@ -67,6 +72,11 @@ export class Virtqueue {
   /** Used index when the driver was last signalled (or when it was first known not to need it). */
   #signalled = 0;
   #availEventAt = 0;
+  /** The driver did not ask for an interrupt for what was published last: it looks by itself. */
+  #awake = false;
+  /** Vain {@link comesSoon}s in a row, and batches without one since then. */
+  #vain = 0;
+  #untried = 0;
   #logAddress = -1;
 
   readonly index: number;
@@ -219,6 +229,7 @@ export class Virtqueue {
     } else {
       wanted = (Atomics.load(this.#avail, 0) & AVAIL_F_NO_INTERRUPT) === 0;
     }
+    this.#awake = !wanted;
     if (wanted) this.interruptsSent++;
     else this.interruptsSaved++;
     return wanted;
@@ -239,6 +250,28 @@ export class Virtqueue {
     if (this.eventIdx || this.#used16.length === 0) return;
     Atomics.store(this.#used16, 0, USED_F_NO_NOTIFY);
     if (this.memory.logging) this.#logUsed(0, 4);
+  }
+
+  /**
+   * Whether a driver that is awake has another chain within {@link LOOKS} looks at the ring, with kicks still off: it is spared its
+   * kick and we the wait (a READ of 4 KiB, one at a time, of a driver that polls: 1.9 instead of 7.6 µs, 2.2 instead of 5.4 µs of
+   * processor time). One that was just interrupted would not have it in time, and where tries are in vain there is only one in so many.
+   * To be asked between {@link flush} and {@link enableKicks}.
+   */
+  comesSoon(): boolean {
+    if (!this.#awake) return false;
+    if (this.#vain >= PATIENCE) {
+      if (++this.#untried < TRY_EACH) return false;
+      this.#untried = 0;
+    }
+    for (let i = 0; i < LOOKS; i++) {
+      if (this.pending) {
+        this.#vain = 0;
+        return true;
+      }
+    }
+    this.#vain++;
+    return false;
   }
 
   /** Asks for a kick with the next chain. @returns true when one came in the meantime: look again instead of sleeping. */
