@@ -56,7 +56,7 @@ function term(name: string, value: string | undefined, separator: string): strin
 }
 
 function option(spec: OptionSpec): Roff {
-  const { name, value, choices, bare, summary, details, deprecated, available, note } = spec;
+  const { name, value, choices, bare, summary, details, deprecated, note } = spec;
   const dashes = name.length === 1 ? '-' : '--';
   const fallback = spec.defaultText ?? spec.default?.toString();
   return [
@@ -70,7 +70,6 @@ function option(spec: OptionSpec): Roff {
         bare && `The option alone means ${bare}`,
         fallback && `Default: ${fallback}`,
         deprecated && `Deprecated: ${deprecated}`,
-        available && (available.length > 0 ? `Only ${available.join(', ')} is available yet` : 'Not available yet'),
         note && `Differs from virtiofsd: ${note}`,
         spec.origin === 'ours' ? 'Not in virtiofsd' : undefined,
       ),

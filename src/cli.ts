@@ -79,10 +79,10 @@ export function errorLine(error: UsageError): string {
 
 /**
  * What `--print-capabilities` prints (QEMU's vhost-user.json). libvirt passes separate options instead of `-o` when it finds
- * "separate-options"; "migrate-precopy" would let it migrate the guest, so it is not there as long as we cannot.
+ * "separate-options", and migrates guests with such a share when it finds "migrate-precopy".
  */
 export function capabilities(): string {
-  const features = ['posix-acl-negotiation-mode', 'security-label-negotiation-mode', 'separate-options'];
+  const features = ['migrate-precopy', 'posix-acl-negotiation-mode', 'security-label-negotiation-mode', 'separate-options'];
   return `${JSON.stringify({ type: 'fs', features }, null, 2)}\n`;
 }
 
@@ -117,13 +117,8 @@ export async function help(width: number = Math.min(process.stdout.columns ?? 10
 /** An option's text in `--help`: the name of its value, then the sentences. */
 function describe(spec: OptionSpec): string {
   const value = spec.value === undefined ? '' : `<${spec.value}> `;
-  const parts = [spec.summary, spec.details, spec.deprecated && `Deprecated: ${spec.deprecated}`, spec.available && notYet(spec)];
+  const parts = [spec.summary, spec.details, spec.deprecated && `Deprecated: ${spec.deprecated}`];
   return value + parts.filter(Boolean).join('. ');
-}
-
-function notYet(spec: OptionSpec): string {
-  const only = spec.available?.join(', ');
-  return only ? `Only ${only} is available yet` : 'Not available yet';
 }
 
 // --- from arguments to values ---
@@ -238,7 +233,6 @@ function setOption(values: Values, spec: OptionSpec, given: unknown, warnings: s
   const name = dashed(spec.name);
   if (spec.deprecated !== undefined) warnings.push(`${name} is deprecated: ${spec.deprecated}`);
   if (spec.type === 'flag') {
-    if (spec.available !== undefined) throw new UsageError(`${name} ${spec.refusal}`);
     store(values, spec, true);
     return;
   }
@@ -273,7 +267,6 @@ function checkedValue(spec: OptionSpec, text: string, warnings: string[]): strin
   }
   if (spec.choices !== undefined && !spec.choices.includes(value))
     throw new UsageError(`${name}=${text} is not known: give one of ${spec.choices.join(', ')}`);
-  if (spec.available !== undefined && !spec.available.includes(value)) throw new UsageError(`${name}=${text} ${spec.refusal}`);
   return value;
 }
 

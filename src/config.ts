@@ -120,6 +120,15 @@ export interface Config {
   readonly syslog: boolean;
   readonly metrics: MetricsAddress | undefined;
 
+  /** How the destination of a live migration finds inodes again: by their paths, or by their file handles (in the same directory). */
+  readonly migrationMode: 'find-paths' | 'file-handles';
+  /** What a destination does about inodes that it cannot have: it refuses the migration, or the guest gets errors for them. */
+  readonly migrationOnError: 'abort' | 'guest-error';
+  /** With paths go file handles, which the destination compares. */
+  readonly migrationVerifyHandles: boolean;
+  /** Paths that had to be searched for are looked at once more before they are sent. */
+  readonly migrationConfirmPaths: boolean;
+
   /** What to tell about the command line (deprecated spellings), one log line each at level warn. */
   readonly warnings: readonly string[];
 }
@@ -193,6 +202,10 @@ export function configFrom(values: Values, warnings: readonly string[], passed?:
     logFormat: values['log-format'],
     syslog: values.syslog,
     metrics: values.metrics === undefined ? undefined : Object.freeze(metricsAddress(values.metrics)),
+    migrationMode: values['migration-mode'],
+    migrationOnError: values['migration-on-error'],
+    migrationVerifyHandles: values['migration-verify-handles'],
+    migrationConfirmPaths: values['migration-confirm-paths'],
     warnings: Object.freeze([...warnings]),
   });
 }

@@ -22,6 +22,7 @@ import type { ListeningSocket } from './listen.js';
 import { log } from './log.js';
 import { HotMetrics, Slot } from './metrics/hot.js';
 import { type FeedEnd, MetricsServer } from './metrics/server.js';
+import { Migration } from './migration/migration.js';
 import { VERSION } from './options.js';
 import { EventCarriers } from './queue/carriers.js';
 import { Offload } from './queue/offload.js';
@@ -120,6 +121,7 @@ export class Daemon {
     };
     this.#trace();
     this.#coherence(server);
+    this.#device.migration = this.#migration(server);
     // Edge: a client that cannot be accepted must not wake us again and again.
     this.#loop.add(this.#socket.fd, true, () => this.#accept());
     this.#loop.add(this.#offload.eventfd, true, () => this.#device.completions());
@@ -249,6 +251,27 @@ export class Daemon {
     const wake = native.eventfd(0);
     this.#loop.add(wake, true, () => feed.listIfWanted());
     return { buffer: feed.buffer, wake };
+  }
+
+  #migration(server: FuseServer): Migration {
+    const config = this.#config;
+    const options = {
+      mode: config.migrationMode,
+      onError: config.migrationOnError,
+      verifyHandles: config.migrationVerifyHandles,
+      confirmPaths: config.migrationConfirmPaths,
+      readonly: config.readonly,
+    };
+    const { share } = this.#fs;
+    return new Migration(
+      server,
+      share,
+      this.#events?.fsnotify,
+      this.#loop,
+      options,
+      () => serverOptions(config),
+      (level, line) => log[level](line),
+    );
   }
 
   #drainEvents(): void {

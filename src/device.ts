@@ -17,6 +17,7 @@ import { native } from 'vhost-user-ts/native';
 import { PENDING } from './fs/filesystem.js';
 import type { FuseServer } from './fuse/server.js';
 import { type HotMetrics, Slot } from './metrics/hot.js';
+import type { Migration } from './migration/migration.js';
 import { type EventCarriers, NOTIFY_BUFFER_BYTES } from './queue/carriers.js';
 import type { Offload } from './queue/offload.js';
 
@@ -60,6 +61,7 @@ export class VirtioFsDevice implements VhostUserDevice {
   readonly #logLine: (level: LogLevel, message: string) => void;
   readonly #onDisconnect: (reason: string) => void;
   #backend: VhostUserBackend | undefined;
+  #migration: Migration | undefined;
 
   // Per offload job: where its chain goes back to.
   readonly #jobQueue: (Virtqueue | undefined)[];
@@ -97,6 +99,7 @@ export class VirtioFsDevice implements VhostUserDevice {
       ProtocolFeature.REPLY_ACK,
       ProtocolFeature.CONFIGURE_MEM_SLOTS,
       ProtocolFeature.RESET_DEVICE,
+      ProtocolFeature.DEVICE_STATE,
     );
     // QEMU prints a warning for a vhost-user-fs back end that offers CONFIG, so only who asks for it by --tag gets it.
     if (options.tag !== undefined) {
@@ -115,6 +118,19 @@ export class VirtioFsDevice implements VhostUserDevice {
   /** The session whose rings are served from now on. */
   attach(backend: VhostUserBackend): void {
     this.#backend = backend;
+  }
+
+  /** Who writes and reads the device's state. */
+  set migration(migration: Migration) {
+    this.#migration = migration;
+  }
+
+  transferState(direction: number, fd: number): boolean {
+    return this.#migration?.begin(direction, fd) ?? false;
+  }
+
+  checkState(): boolean {
+    return this.#migration?.check() ?? false;
   }
 
   config(): Uint8Array {
@@ -272,11 +288,13 @@ export class VirtioFsDevice implements VhostUserDevice {
   }
 
   reset(): void {
+    this.#migration?.abort();
     this.#server.reset();
   }
 
   disconnected(reason: string): void {
     this.#backend = undefined;
+    this.#migration?.abort();
     this.#server.reset();
     this.#onDisconnect(reason);
     this.#started.clear();

@@ -52,9 +52,6 @@ export interface OptionSpec {
   readonly details?: string;
   /** Still accepted, with a warning: what to do instead. */
   readonly deprecated?: string;
-  /** The only values accepted so far ([] for none); others are refused: "OPTION=VALUE" and then `refusal`. */
-  readonly available?: readonly string[];
-  readonly refusal?: string;
   readonly origin?: 'ours';
   /** Difference to virtiofsd. */
   readonly note?: string;
@@ -65,8 +62,6 @@ const MAPPINGS =
 
 /** Largest timeout: about 68 years, which the guest can count in any clock. */
 const YEARS = 0x7fffffff;
-
-const NO_MIGRATION = 'is not available yet, as live migration is not: leave it out';
 
 export const OPTIONS = [
   // --- Share ---
@@ -351,40 +346,36 @@ export const OPTIONS = [
     type: 'string',
     value: 'MODE',
     choices: ['find-paths', 'file-handles'],
-    available: [],
-    refusal: NO_MIGRATION,
+    default: 'find-paths',
     group: 'Migration',
-    summary: 'How inodes are described to the destination',
-    note: 'refused so far',
+    summary: 'How the destination of a live migration finds the inodes that the guest knows',
+    details:
+      'find-paths: by their paths below the shared directory, which may be a copy; file-handles: by their file handles, which also reach files that were deleted while open, in the same directory of the same file system',
+    note: 'paths are looked for when the guest stands still already',
   },
   {
     name: 'migration-on-error',
     type: 'string',
     value: 'ACTION',
     choices: ['abort', 'guest-error'],
-    available: [],
-    refusal: NO_MIGRATION,
+    default: 'abort',
     group: 'Migration',
-    summary: 'What happens when an inode cannot be migrated',
-    note: 'refused so far',
+    summary: 'What the destination does about inodes and open files that it cannot have',
+    details: 'abort: it refuses the migration, and the guest goes on where it was; guest-error: the guest gets errors for them',
   },
   {
     name: 'migration-verify-handles',
     type: 'flag',
-    available: [],
-    refusal: NO_MIGRATION,
     group: 'Migration',
-    summary: 'Compare file handles at the destination',
-    note: 'refused so far',
+    summary: 'Send file handles along with the paths: the destination takes only what has the same one',
+    details: 'For the same directory on both sides, where others may rename files meanwhile',
   },
   {
     name: 'migration-confirm-paths',
     type: 'flag',
-    available: [],
-    refusal: NO_MIGRATION,
     group: 'Migration',
-    summary: 'Check paths again before switching over',
-    note: 'refused so far',
+    summary: 'Look once more at paths that the whole tree was searched for, before they are sent',
+    note: 'all others are looked at when they are sent anyway',
   },
 
   // --- Running ---

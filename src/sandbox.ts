@@ -115,10 +115,10 @@ export function prepare(
   return { flags, handover };
 }
 
-function capabilities({ sandbox, inodeFileHandles, modcaps }: Config): string {
+function capabilities({ sandbox, inodeFileHandles, migrationMode, modcaps }: Config): string {
   const more: Capability[] = [];
   // It opens whatever file of the share's file system one can guess the handle of: only where handles are used.
-  if (inodeFileHandles !== 'never') more.push('dac_read_search');
+  if (inodeFileHandles !== 'never' || migrationMode === 'file-handles') more.push('dac_read_search');
   const set = capabilitySet(more, modcaps);
   if (sandbox === 'chroot') set.add('sys_chroot'); // given up after it was used
   return capabilityMask(set);

@@ -84,6 +84,52 @@ export class HandleStore {
     if (slot < 0) return 0;
     const generation = ((this.#state[State.generation] as number) % GENERATIONS) + 1;
     this.#state[State.generation] = generation;
+    this.#fill(slot, generation, fd, nodeid, kind, mount, openFlags, flags);
+    return slot;
+  }
+
+  /**
+   * As {@link add}, for what the guest knows already by an fh that another daemon gave it. `fd` may be -1: every use then fails
+   * with EBADF.
+   * @returns the slot, or 0 when that is no fh of a store like this, or its slot is taken
+   */
+  addAs(fh: number, fd: number, nodeid: number, kind: number, mount: number, openFlags: number, flags: number): number {
+    const generation = Math.floor(fh / HANDLE_SLOTS);
+    const slot = fh - generation * HANDLE_SLOTS;
+    if (!Number.isSafeInteger(fh) || slot < 1 || generation < 1 || generation > GENERATIONS || this.#slots.taken(slot)) return 0;
+    this.#slots.claim(slot);
+    this.#fill(slot, generation, fd, nodeid, kind, mount, openFlags, flags);
+    return slot;
+  }
+
+  /** The generation of the youngest fh: the next ones follow it. */
+  get generation(): number {
+    return this.#state[State.generation] as number;
+  }
+
+  set generation(youngest: number) {
+    this.#state[State.generation] = youngest;
+  }
+
+  /** One more than the highest slot in use: the bound for walks. */
+  get top(): number {
+    return this.#state[State.top] as number;
+  }
+
+  /** Whether a slot has a handle that the guest can use. */
+  live(slot: number): boolean {
+    return slot !== 0 && this.#slots.taken(slot) && (this.flags(slot) & HandleFlag.closing) === 0;
+  }
+
+  kind(slot: number): number {
+    return this.u32[(slot << SHIFT) + Handle.kind] as number;
+  }
+
+  openFlags(slot: number): number {
+    return this.u32[(slot << SHIFT) + Handle.openFlags] as number;
+  }
+
+  #fill(slot: number, generation: number, fd: number, nodeid: number, kind: number, mount: number, openFlags: number, flags: number): void {
     const at = slot << SHIFT;
     const u32 = this.u32;
     this.i32[at] = fd;
@@ -99,7 +145,6 @@ export class HandleStore {
     u32[at + Handle.openFlags] = openFlags;
     this.#state[State.open] = (this.#state[State.open] as number) + 1;
     if (slot >= (this.#state[State.top] as number)) this.#state[State.top] = slot + 1;
-    return slot;
   }
 
   /** What the guest calls it. */

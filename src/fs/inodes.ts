@@ -198,6 +198,34 @@ export class InodeStore {
       if (generation === 0) generation = 1;
       this.#state[State.generation] = generation;
     }
+    this.#fill(slot, generation, inoLow, inoHigh, mount, type);
+    return slot;
+  }
+
+  /**
+   * As {@link insert}, for an inode that the guest knows already by a nodeid that another daemon gave it.
+   * @returns the slot, or 0 when that is no nodeid of a store like this, or its slot is taken
+   */
+  insertAs(nodeid: number, inoLow: number, inoHigh: number, mount: number, type: number): number {
+    const generation = Math.floor(nodeid / INODE_SLOTS);
+    const slot = nodeid - generation * INODE_SLOTS;
+    if (!Number.isSafeInteger(nodeid) || slot <= ROOT_SLOT || generation < 1 || generation >= GENERATIONS) return 0;
+    if (this.#slots.taken(slot)) return 0;
+    this.#slots.claim(slot);
+    this.#fill(slot, generation, inoLow, inoHigh, mount, type);
+    return slot;
+  }
+
+  /** The generation of the youngest nodeid: the next ones follow it. */
+  get generation(): number {
+    return this.#state[State.generation] as number;
+  }
+
+  set generation(youngest: number) {
+    this.#state[State.generation] = youngest % GENERATIONS;
+  }
+
+  #fill(slot: number, generation: number, inoLow: number, inoHigh: number, mount: number, type: number): void {
     const at = slot << SHIFT;
     const u32 = this.u32;
     // The page had no inode before: it is one of the empty ones no more.
@@ -221,7 +249,6 @@ export class InodeStore {
     this.#state[State.live] = (this.#state[State.live] as number) + 1;
     if (slot >= (this.#state[State.top] as number)) this.#state[State.top] = slot + 1;
     this.#byIno.insert(slot, hashIno(inoLow, inoHigh, mount, this.#seed));
-    return slot;
   }
 
   /** Copies the `struct file_handle` at arena offset `handle` (at most {@link HANDLE_MAX} bytes) into the record and its index. */

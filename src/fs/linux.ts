@@ -20,6 +20,7 @@ export const ENOTTY = 25;
 export const ENOSPC = 28;
 export const EROFS = 30;
 export const ERANGE = 34;
+export const ENAMETOOLONG = 36;
 export const ENOLCK = 37;
 export const ENOSYS = 38;
 export const ELOOP = 40;

@@ -175,6 +175,20 @@ export function negotiate(
   };
 }
 
+/**
+ * Takes over a session that another server has agreed on with the guest (live migration): the guest does not ask again.
+ * @param agreed minor version, flags and max_readahead of that session
+ * @returns the session; or the names of what the guest makes use of and these options do not give it
+ */
+export function takeOver(agreed: InitRequest, options: Readonly<ServerOptions>, fsnotify: boolean): Session | string[] {
+  const session = negotiate(agreed, options, fsnotify, () => undefined);
+  if (typeof session === 'number') return ['what --posix-acl=always or --security-label=always asks for'];
+  const missing = (bits: number, table: Readonly<Record<string, number>>) =>
+    Object.entries(table).flatMap(([name, bit]) => ((bits & bit) !== 0 ? [name] : []));
+  const names = [...missing(agreed.flags & ~session.flags, InitFlag), ...missing(agreed.flags2 & ~session.flags2, InitFlag2)];
+  return names.length === 0 && session.flags === agreed.flags && session.flags2 === agreed.flags2 ? session : names;
+}
+
 /** The state before FUSE_INIT and after DESTROY: nothing agreed (`minor` 0). */
 export const NO_SESSION: Session = {
   minor: 0,

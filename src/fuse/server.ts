@@ -242,6 +242,19 @@ export class FuseServer {
     return 0;
   }
 
+  /** A session comes from another server (live migration), after {@link takeOver}; {@link resumeEvents} follows when its nodes are there. */
+  resume(session: Session): void {
+    this.endSession();
+    this.session = session;
+    this.fs.init(session);
+    this.onSession(session);
+  }
+
+  /** The second half of {@link resume}. */
+  resumeEvents(): void {
+    if (this.session.fsnotify && this.events !== null) this.events.begin();
+  }
+
   /** FUSE_DESTROY and other ends of a session; does nothing when there is none. */
   endSession(): void {
     const session = this.session;

@@ -28,7 +28,7 @@ export interface FsnotifyOptions extends NotifierOptions {
 export const DEFAULT_WATCH_LIMIT = 131_072;
 
 /** struct fuse_fsnotify_in.flags: the mask is for everything that the guest looks up. */
-const FSNOTIFY_ALL = 1;
+export const FSNOTIFY_ALL = 1;
 
 const EXDEV = 18;
 const ENODEV = 19;
@@ -220,11 +220,21 @@ export class Fsnotify {
 
   /** Every watch, for people: nodeid and mask in words. */
   *list(): Generator<{ nodeid: number; mask: string }> {
+    for (const { nodeid, mask } of this.all()) yield { nodeid, mask: maskText(mask) };
+  }
+
+  /** Mask of FUSE_FSNOTIFY_ALL, 0: not asked. */
+  get maskOfAll(): number {
+    return this.#all;
+  }
+
+  /** Every watch: nodeid and mask. */
+  *all(): Generator<{ nodeid: number; mask: number }> {
     for (const half of this.#second === null ? [this.#first] : [this.#first, this.#second]) {
       const { table } = half.watcher;
       for (let slot = 1; slot < table.top; slot++) {
         const mask = table.mask[slot] as number;
-        if (table.nodeid[slot] !== 0 && mask !== 0) yield { nodeid: table.nodeid[slot] as number, mask: maskText(mask) };
+        if (table.nodeid[slot] !== 0 && mask !== 0) yield { nodeid: table.nodeid[slot] as number, mask };
       }
     }
   }

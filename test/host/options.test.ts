@@ -627,7 +627,7 @@ describe('running', () => {
     assert.deepEqual([status, stderr], [0, '']);
     assert.deepEqual(JSON.parse(stdout), {
       type: 'fs',
-      features: ['posix-acl-negotiation-mode', 'security-label-negotiation-mode', 'separate-options'],
+      features: ['migrate-precopy', 'posix-acl-negotiation-mode', 'security-label-negotiation-mode', 'separate-options'],
     });
     assert.match(runDaemon(['--version']).stdout, /^virtiofsd-ts \d+\.\d+\.\d+\n$/);
     const help = runDaemon(['--help']);
@@ -681,7 +681,6 @@ describe('refused', () => {
   const afile = join(folder, 'a-file');
   fs.writeFileSync(afile, 'kept');
   const base = ['--shared-dir=/usr', `--socket-path=${socket}`];
-  const noMigration = 'is not available yet, as live migration is not: leave it out';
 
   const wrongUse: readonly (readonly [args: string[], line: string])[] = [
     [[], 'no directory to share: give --shared-dir=DIR'],
@@ -691,10 +690,6 @@ describe('refused', () => {
     [[...base, 'extra'], "unexpected argument 'extra': every option starts with --, see --help"],
     [[...base, '--modcaps=sys_admin'], "--modcaps: 'sys_admin' has neither + nor -: give for example +sys_admin:-chown"],
     [[...base, '--uid-map=0:1:1'], '--uid-map: 0:1:1 is no map: give :INSIDE:OUTSIDE:COUNT:'],
-    [[...base, '--migration-mode=find-paths'], `--migration-mode=find-paths ${noMigration}`],
-    [[...base, '--migration-on-error=abort'], `--migration-on-error=abort ${noMigration}`],
-    [[...base, '--migration-verify-handles'], `--migration-verify-handles ${noMigration}`],
-    [[...base, '--migration-confirm-paths'], `--migration-confirm-paths ${noMigration}`],
     [[...base, '-o', 'nonsense'], '-o nonsense is not known: use the separate options, see --help'],
     [[...base, '--log-level=loud'], '--log-level=loud is not known: give one of error, warn, info, debug, trace, off'],
     [[...base, '--fd=3'], '--fd and --socket-path exclude each other: give one of them'],

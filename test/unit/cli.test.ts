@@ -63,6 +63,10 @@ test('defaults', () => {
     fsnotify: 'auto',
     fsnotifyLimit: 131072,
     agentToken: undefined,
+    migrationMode: 'find-paths',
+    migrationOnError: 'abort',
+    migrationVerifyHandles: false,
+    migrationConfirmPaths: false,
     sandbox: 'namespace',
     seccomp: 'kill',
     modcaps: undefined,
@@ -108,6 +112,10 @@ const EFFECTS: readonly (readonly [argv: string, effect: Partial<Config>])[] = [
   ['--flock', { posixLock: false, flock: true }],
   ['--export-support', { exportSupport: true }],
   ['--preserve-noatime', { preserveNoatime: true }],
+  ['--migration-mode=file-handles', { migrationMode: 'file-handles' }],
+  ['--migration-on-error=guest-error', { migrationOnError: 'guest-error' }],
+  ['--migration-verify-handles', { migrationVerifyHandles: true }],
+  ['--migration-confirm-paths', { migrationConfirmPaths: true }],
   ['--fd 7', { listenOn: { kind: 'fd', fd: 7 } }],
   ['--cache auto', { cache: 'auto', timeouts: { entryTimeout: 1, attrTimeout: 1, negativeTimeout: 0 }, readdirplus: true }],
   ['--cache=always', { cache: 'always', timeouts: { entryTimeout: 86400, attrTimeout: 86400, negativeTimeout: 0 }, readdirplus: true }],
@@ -342,10 +350,6 @@ const REFUSED: readonly (readonly [argv: readonly string[], line: string])[] = [
   [[...BASE, '--gid-map=:0:1:0:'], '--gid-map: :0:1:0:: ids end at 4294967294'],
   [[...BASE, '--gid-map', ':0:4294967290:9:'], '--gid-map: :0:4294967290:9:: ids end at 4294967294'],
   [[...BASE, '--sandbox=none', '--uid-map=:0:1:2:'], '--uid-map needs a user namespace: use --sandbox=namespace'],
-  [[...BASE, '--migration-mode=find-paths'], '--migration-mode=find-paths is not available yet, as live migration is not: leave it out'],
-  [[...BASE, '--migration-on-error=abort'], '--migration-on-error=abort is not available yet, as live migration is not: leave it out'],
-  [[...BASE, '--migration-verify-handles'], '--migration-verify-handles is not available yet, as live migration is not: leave it out'],
-  [[...BASE, '--migration-confirm-paths'], '--migration-confirm-paths is not available yet, as live migration is not: leave it out'],
 ];
 
 for (const [argv, line] of REFUSED) test(`refused: ${JSON.stringify(argv.join(' '))}`, () => assert.equal(refusal(...argv), line));
@@ -452,11 +456,11 @@ test('--help has every option with its default and choices, and fits its width',
   }
 });
 
-test('capabilities are JSON of vhost-user.json, without live migration', () => {
+test('capabilities are JSON of vhost-user.json, with live migration', () => {
   const { type, features } = JSON.parse(capabilities());
   assert.equal(type, 'fs');
   assert.ok(features.includes('separate-options'));
-  assert.ok(!features.includes('migrate-precopy'));
+  assert.ok(features.includes('migrate-precopy'));
 });
 
 test('the version is that of package.json', () => {

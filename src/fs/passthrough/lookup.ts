@@ -12,6 +12,7 @@ import {
   AT_NO_AUTOMOUNT,
   AT_SYMLINK_NOFOLLOW,
   EAGAIN,
+  EEXIST,
   ENFILE,
   ENOENT,
   EOPNOTSUPP,
@@ -183,6 +184,49 @@ function enterFd(share: Share, dir: number, fd: number, path: boolean, made: boo
 }
 
 /**
+ * Makes an inode known under the nodeid that the guest has for it from another daemon (live migration).
+ * @param fd an O_PATH descriptor of it, which goes to the inode (or is closed) when all is well
+ * @returns the slot; 0 when that is no nodeid or it is taken; -EEXIST when the inode is known under another; or -errno
+ */
+export function restoreFd(share: Share, nodeid: number, nlookup: number, fd: number): number {
+  const inodes = share.inodes;
+  const error = native.statx(fd, EMPTY_NAME, AT_EMPTY_PATH, LOOKUP_MASK, share.attr);
+  if (error < 0) return error;
+  const mount = share.mountOfFd(fd);
+  if (mount < 0) return mount;
+  const word = share.attr >> 2;
+  const inoLow = u32[word + (Statx.ino >> 2)] as number;
+  const inoHigh = u32[word + (Statx.ino >> 2) + 1] as number;
+  if (inodes.byIno(inoLow, inoHigh, mount) !== 0) return -EEXIST;
+  const handle =
+    share.handlesOn(mount) &&
+    share.nameToHandle(fd, EMPTY_NAME, AT_EMPTY_PATH, mount) === 0 &&
+    (u32[share.handle >> 2] as number) <= HANDLE_MAX;
+  if (!handle && share.mandatoryHandles) return -EOPNOTSUPP;
+  if (!handle && !share.room()) return -ENFILE;
+  const slot = inodes.insertAs(nodeid, inoLow, inoHigh, mount, (u16[(share.attr + Statx.mode) >> 1] as number) & S_IFMT);
+  if (slot === 0) return 0;
+  describeBirth(share, slot, handle);
+  inodes.f64[((slot << SHIFT) + Inode.nlookup) >> 1] = nlookup;
+  if (handle) native.close(fd);
+  else share.pin(slot, fd);
+  if (nlookup === 0 && !share.keepForgotten(slot)) {
+    share.closeFd(slot);
+    inodes.remove(slot);
+  }
+  return slot;
+}
+
+/** As {@link restoreFd}, for an inode that is not to be had: whatever the guest asks of it ends with ESTALE. False for no nodeid. */
+export function restoreLost(share: Share, nodeid: number, nlookup: number, type: number): boolean {
+  const slot = share.inodes.insertAs(nodeid, 0, 0, share.mountOf(ROOT_SLOT), type);
+  if (slot === 0) return false;
+  share.inodes.retire(slot);
+  share.inodes.f64[((slot << SHIFT) + Inode.nlookup) >> 1] = nlookup;
+  return true;
+}
+
+/**
  * Whether the inode that we know by this number is the one in `attr`.
  * @returns 1 yes, 0 no, {@link UNSURE} when only its handle tells
  */
@@ -215,15 +259,20 @@ function enter(share: Share, mount: number, handle: boolean): number {
   const type = (u16[(share.attr + Statx.mode) >> 1] as number) & S_IFMT;
   const slot = inodes.insert(u32[word + (Statx.ino >> 2)] as number, u32[word + (Statx.ino >> 2) + 1] as number, mount, type);
   if (slot === 0) return -ENFILE;
-  const birth = word + (Statx.btime >> 2);
+  describeBirth(share, slot, handle);
+  return slot;
+}
+
+/** Notes by what an inode is told from the next one of its number: its birth time, in `attr`, and its handle, if it has one. */
+function describeBirth(share: Share, slot: number, handle: boolean): void {
+  const inodes = share.inodes;
+  const birth = (share.attr + Statx.btime) >> 2;
   const at = slot << SHIFT;
   inodes.u32[at + Inode.btimeSec] = u32[birth] as number;
   inodes.u32[at + Inode.btimeNsec] = u32[birth + 2] as number;
-  if (handle) {
-    inodes.setHandle(slot, share.handle);
-    if (isYoung(birth)) inodes.u32[at + Inode.flags] = (inodes.u32[at + Inode.flags] as number) | Flag.young;
-  }
-  return slot;
+  if (!handle) return;
+  inodes.setHandle(slot, share.handle);
+  if (isYoung(birth)) inodes.u32[at + Inode.flags] = (inodes.u32[at + Inode.flags] as number) | Flag.young;
 }
 
 /** Counts one reference and tells the guest. */

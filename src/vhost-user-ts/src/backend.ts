@@ -360,19 +360,21 @@ export class VhostUserBackend {
         this.#logFd = closeFd(this.#logFd);
         this.#logFd = fds.take();
         return undefined;
-      case 'SET_DEVICE_STATE_FD': {
-        const fd = fds.take();
-        if (device.transferState === undefined) {
-          closeFd(fd);
-          throw new Refusal('the device state cannot be transferred');
-        }
-        return device.transferState(message.payload.direction, fd) ? NO_FD : NO_FD | 1n;
-      }
+      case 'SET_DEVICE_STATE_FD':
+        return this.#transferState(message.payload);
       case 'CHECK_DEVICE_STATE':
         return device.checkState?.() === true ? 0n : 1n;
       default:
         throw new Refusal(`${message.name} is not supported`);
     }
+  }
+
+  #transferState({ direction, phase }: Payloads['deviceState']): bigint {
+    const device = this.#device;
+    if (device.transferState === undefined) throw new Refusal('the device state cannot be transferred');
+    if (direction > 1 || phase !== 0) throw new Refusal(`transfer of the device state in direction ${direction}, phase ${phase}`);
+    if (this.#vrings.some((vring) => vring.queue.running)) throw new Refusal('transfer of the device state while rings run');
+    return device.transferState(direction, this.#connection.fds.take()) ? NO_FD : NO_FD | 1n;
   }
 
   #setFeatures(acked: bigint): void {

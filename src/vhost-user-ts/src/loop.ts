@@ -23,12 +23,13 @@ export class WaitLoop {
   /**
    * Waits for `fd` from now on.
    * @param edge true for eventfds: each write wakes once and needs no read (EPOLLET), which saves a system call per kick
+   * @param events what for: EPOLLIN, or EPOLLOUT 4
    * @returns a tag for {@link remove}, or -errno (-EPERM for a regular file, -EEXIST when it is there already)
    */
-  add(fd: number, edge: boolean, handler: ReadyHandler): number {
+  add(fd: number, edge: boolean, handler: ReadyHandler, events: number = EPOLLIN): number {
     let tag = this.#handlers.indexOf(undefined);
     if (tag < 0) tag = this.#handlers.length;
-    const result = native.epollAdd(this.#epoll, fd, edge ? EPOLLIN + EPOLLET : EPOLLIN, tag);
+    const result = native.epollAdd(this.#epoll, fd, edge ? events + EPOLLET : events, tag);
     if (result < 0) return result;
     this.#handlers[tag] = handler;
     this.#fds[tag] = fd;

@@ -129,6 +129,13 @@ export class MockDriver {
     for (const queue of this.used()) queue.forceKick();
   }
 
+  /** Goes on where the device was stopped, as after a migration that failed. `bases`: what {@link stop} returned. */
+  resume(bases: readonly number[]): void {
+    this.setFeatures();
+    this.runQueues(bases);
+    for (const queue of this.used()) queue.forceKick();
+  }
+
   /** Closes connection, memory and eventfds. */
   close(): void {
     this.frontend.close();
@@ -208,16 +215,20 @@ export class MockDriver {
 
   /** vhost_dev_start: the call descriptor is replaced before and after, and ENABLE comes last and for every queue. */
   private runQemu(bases: readonly number[] = []): void {
-    const { frontend } = this;
     for (const queue of this.queues) this.replaceCall(queue);
     this.setFeatures();
     this.shareMemory();
+    this.runQueues(bases);
+    for (const queue of this.used()) this.replaceCall(queue);
+  }
+
+  private runQueues(bases: readonly number[]): void {
+    const { frontend } = this;
     for (const queue of this.used()) {
       this.placeQueue(queue, bases[queue.index]);
       frontend.setVringKick(queue.index, queue.kickFd);
     }
     if (hasFeature(this.features, Feature.PROTOCOL_FEATURES)) for (const queue of this.queues) frontend.setVringEnable(queue.index, true);
-    for (const queue of this.used()) this.replaceCall(queue);
   }
 
   /** vhost_user_init of virtio_uml. */
