@@ -33,7 +33,7 @@ export const SECRET = 'nobody in the guest may read this';
 export class Target implements AsyncDisposable {
   readonly daemon: TestDaemon;
   readonly outside: string;
-  readonly #before: Record<string, string>;
+  #before: Record<string, string>;
 
   private constructor(daemon: TestDaemon) {
     this.daemon = daemon;
@@ -50,6 +50,11 @@ export class Target implements AsyncDisposable {
 
   static async start(options: readonly string[] = [], settings: Parameters<typeof TestDaemon.start>[1] = {}): Promise<Target> {
     return new Target(await TestDaemon.start(options, settings));
+  }
+
+  /** The test itself has changed something outside: that is how it must stay from now on. */
+  settle(): void {
+    this.#before = snapshot(this.outside);
   }
 
   assertNothingOutside(): void {
