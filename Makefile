@@ -156,6 +156,7 @@ test-kernel:
 # What takes too long for every run.
 .PHONY: test-long
 test-long: test-notification-queue
+	AGENT_ROUNDS=150000 $(NODE_TEST) build/js/test/host/agent-failclosed.test.js
 	@$(MAKE) --no-print-directory test-libvirt DOMAINS='notification-queue generic-device'
 
 # Guests share two cores: one test file at a time.

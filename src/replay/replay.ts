@@ -227,7 +227,10 @@ export class Replay {
         if (!agent()) return ours(parent, name) ? -EPERM : fs.symlink(parent, name, target);
         return this.#created(parent, name) ?? refuse();
       },
-      link: (nodeid, parent, name) => (agent() ? refuse() : ours(parent, name) ? -EPERM : fs.link(nodeid, parent, name)),
+      link: (nodeid, parent, name) => {
+        if (!agent()) return ours(parent, name) ? -EPERM : fs.link(nodeid, parent, name);
+        return (nodeid === this.#pending.child ? this.#created(parent, name) : undefined) ?? refuse();
+      },
       unlink: (parent, name) => {
         if (!agent()) return ours(parent, name) ? -EPERM : fs.unlink(parent, name);
         return this.#removed(parent, name) ?? refuse();

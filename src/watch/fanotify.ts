@@ -437,8 +437,19 @@ export class Fanotify extends Watcher {
 
   /** A watched node on a file system, 0 when there is none. */
   #near(low: number, high: number): number {
+    const { table } = this;
     const systems = this.#systems;
-    for (let i = 0; i < systems.length; i += 3) if (systems[i] === low && systems[i + 1] === high) return systems[i + 2] as number;
+    for (let i = 0; i < systems.length; i += 3) {
+      if (systems[i] !== low || systems[i + 1] !== high) continue;
+      if (table.find(systems[i + 2] as number) !== 0) return systems[i + 2] as number;
+      // The watch of that one has ended, and its node may be forgotten: another one.
+      for (let slot = 1; slot < table.top; slot++) {
+        const key = (table.object[slot] as number) * KEY_WORDS;
+        if (table.nodeid[slot] === 0 || this.#keys[key] !== low || this.#keys[key + 1] !== high) continue;
+        systems[i + 2] = table.nodeid[slot] as number;
+        return systems[i + 2] as number;
+      }
+    }
     return 0;
   }
 

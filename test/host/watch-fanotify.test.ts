@@ -61,6 +61,22 @@ test('as before Linux 5.17: removed and made anew in one event', () =>
     }
   }));
 
+test('a directory that nobody knows, after the first of the watches has ended', async () => {
+  const share = new Share('/var/tmp');
+  try {
+    for (const name of ['first', 'd', 'd/sub']) mkdirSync(join(share.root, name));
+    const first = share.watch('first', ALL);
+    share.watch('d', ALL);
+    share.watch('first', 0);
+    share.fsnotify.forget(first);
+    share.nodes.forget(first);
+    await share.changer.do({ op: 'chmod', path: 'd/sub', mode: 0o700 });
+    assert.deepEqual(share.seen().guest, ['d sub ATTRIB,ISDIR']);
+  } finally {
+    share.close();
+  }
+});
+
 test('a file that is watched alone: events on itself', async () => {
   const share = new Share('/var/tmp');
   try {

@@ -107,6 +107,10 @@ uint64_t node_of(int fd);
 int watched_fd(uint64_t nodeid);
 /* Closes it: the directory is about to end. */
 void release_fd(uint64_t nodeid);
+/* Whether the directory that a watched object is in is watched, too, with this event of what is in it. */
+bool watched_within(uint64_t nodeid, uint32_t bit);
+/* The name that a watched object was found by, and the directory it is in; NULL if it is not known. */
+const char *watched_name(uint64_t nodeid, uint64_t *parent);
 /* The watched object that has this name, 0 if there is none; and what happens to names. */
 uint64_t watched_at(uint64_t parent, const char *name, size_t length);
 void watched_moved(uint64_t nodeid, uint64_t parent, const char *name, size_t length);

@@ -32,9 +32,12 @@ struct event {
 	size_t length;
 };
 
-/* ATTRIB of an object alone is held back: if its name is removed next, that call makes the same event. */
+/*
+ * ATTRIB of an object alone is held back: if a name of it comes or goes next, that call makes the same event. So is its end, of which the
+ * name may be said next.
+ */
 static struct event held;
-static bool holding;
+static bool holding, held_end;
 
 /* Events that a rename has made already: the daemon says them, too. */
 static uint64_t moved_self, replaced_self;
@@ -146,7 +149,20 @@ static void ask_anew(int fd, const char *name)
 	mkdirat(fd, name, 0);
 }
 
-static int create(const struct event *e)
+/* Another name of a file. The kernel says ATTRIB of the file, too, as it has one link more. */
+static int another_name(uint64_t child, uint32_t generation, const struct place *parent, const char *name, size_t length)
+{
+	int fd = open_node(child, generation);
+	int result = fd < 0 ? 0 : begin(OP_CREATE, false, parent, name, length, NULL, NULL, 0, child, 0, NULL);
+
+	if (result > 0)
+		done("link", name, length, linkat(fd, "", parent->fd, text(name, length), AT_EMPTY_PATH));
+	if (fd >= 0)
+		close(fd);
+	return result;
+}
+
+static int create(const struct event *e, bool linked)
 {
 	struct place parent;
 	char stage[16];
@@ -157,6 +173,11 @@ static int create(const struct event *e)
 	if (!take(&parent, e->nodeid, e->generation))
 		return 0;
 	removed.child = 0;
+	if (linked) {
+		result = another_name(e->child, e->child_generation, &parent, e->name, e->length);
+		leave(&parent);
+		return result < 0 ? -1 : 0;
+	}
 	if (isdir && e->child) {
 		/* Somebody has found it before: aside with it, and what is below, so that nothing is detached when its name is hidden. */
 		struct place aside = staged(stage);
@@ -218,16 +239,24 @@ static int remove_name(const struct event *e, bool last)
 	return result < 0 ? -1 : 0;
 }
 
-/* The end of a file whose name is not said: under a name of its own, so that nobody who watches a directory hears of that. */
+/*
+ * The end of a file whose name is not said. It goes under the name that it was found by; where the watchers of the directory would hear of
+ * that, or it is not known, under a name in the staging directory.
+ */
 static int ended(uint64_t child, uint32_t generation)
 {
 	char stage[16];
-	struct place aside = staged(stage);
 	int result, fd = open_node(child, generation);
+	struct event e = { .child = child, .mask = FS_DELETE };
 
 	if (fd < 0)
 		return 0; /* it has ended */
 	close(fd);
+	if (!watched_within(child, FS_DELETE) && (e.name = watched_name(child, &e.nodeid))) {
+		e.name = text(e.name, e.length = strlen(e.name));
+		return remove_name(&e, true);
+	}
+	struct place aside = staged(stage);
 	result = begin(OP_REMOVE, false, &aside, stage, strlen(stage), NULL, NULL, 0, child, 0, NULL);
 	if (result > 0)
 		done("end", stage, strlen(stage), unlinkat(staging, stage, 0));
@@ -308,42 +337,26 @@ static int move_self(const struct event *e)
 	return result < 0 ? -1 : 0;
 }
 
-/*
- * What an event is about, for one replay: the directory and a name in it. An object alone gets a name in the staging directory, so that who
- * watches the directory that it is in does not hear of it.
- */
+/* What an event is about, for one replay: the directory and a name in it, or the object alone. */
 struct subject {
 	struct place parent;
 	const char *name;
 	size_t length;
 	uint64_t child;
 	bool isdir;
-	char stage[16];
 };
 
 static bool subject_of(const struct event *e, struct subject *s)
 {
 	struct stat st;
 
-	s->isdir = e->mask & FS_ISDIR;
-	s->child = e->length ? e->child : e->nodeid;
-	s->name = e->name;
-	s->length = e->length;
+	*s = (struct subject){ .name = e->name, .length = e->length, .child = e->length ? e->child : e->nodeid, .isdir = e->mask & FS_ISDIR };
 	if (e->length)
 		return take(&s->parent, e->nodeid, e->generation);
-	int fd = open_node(e->nodeid, e->generation);
-	if (fd < 0)
+	s->parent = (struct place){ .fd = open_node(e->nodeid, e->generation), .ours = true };
+	if (s->parent.fd < 0)
 		return false;
-	if (fstat(fd, &st) == 0 && S_ISDIR(st.st_mode)) {
-		/* It has one name only, and would move. */
-		s->isdir = true;
-		s->parent = (struct place){ .fd = fd, .ours = true };
-		return true;
-	}
-	close(fd);
-	s->parent = staged(s->stage);
-	s->name = s->stage;
-	s->length = strlen(s->stage);
+	s->isdir = fstat(s->parent.fd, &st) == 0 && S_ISDIR(st.st_mode);
 	return true;
 }
 
@@ -351,17 +364,6 @@ static bool subject_of(const struct event *e, struct subject *s)
 static int reach(const struct subject *s)
 {
 	return s->length ? openat(s->parent.fd, text(s->name, s->length), O_PATH | O_NOFOLLOW | O_CLOEXEC) : dup(s->parent.fd);
-}
-
-static void finish(struct subject *s)
-{
-	struct stat st;
-
-	/* Nothing is under way any more: the kernel is told that there is no such name, and forgets it. */
-	if (s->parent.fd == staging)
-		fstatat(staging, s->stage, &st, AT_SYMLINK_NOFOLLOW);
-	else
-		leave(&s->parent);
 }
 
 static int change(const struct event *e, uint32_t bit)
@@ -373,9 +375,15 @@ static int change(const struct event *e, uint32_t bit)
 	if (!subject_of(e, &s))
 		return 0;
 	result = begin(OP_CHANGE, s.isdir, &s.parent, s.name, s.length, NULL, NULL, 0, s.child, 0, NULL);
-	if (result > 0 && (fd = reach(&s)) >= 0) {
+	fd = result > 0 ? reach(&s) : -1;
+	if (result > 0 && fd < 0)
+		done("reach", s.name, s.length, -1);
+	if (fd >= 0) {
 		/* The kernel learns of other data, and forgets what it has; then the event, with the times that the file has. */
-		if (statx(fd, "", AT_EMPTY_PATH | AT_STATX_FORCE_SYNC, STATX_BASIC_STATS, &stx) == 0) {
+		int known = statx(fd, "", AT_EMPTY_PATH | AT_STATX_FORCE_SYNC, STATX_BASIC_STATS, &stx);
+		if (known)
+			done("look at", s.name, s.length, -1);
+		else {
 			struct timespec times[2] = {
 				{ stx.stx_atime.tv_sec, stx.stx_atime.tv_nsec },
 				{ stx.stx_mtime.tv_sec, stx.stx_mtime.tv_nsec },
@@ -389,7 +397,7 @@ static int change(const struct event *e, uint32_t bit)
 		}
 		close(fd);
 	}
-	finish(&s);
+	leave(&s.parent);
 	return result < 0 ? -1 : 0;
 }
 
@@ -415,7 +423,7 @@ static int open_file(const struct event *e, bool writes, int *lost)
 		}
 		close(at);
 	}
-	finish(&s);
+	leave(&s.parent);
 	return fd;
 }
 
@@ -456,7 +464,7 @@ void forget_replays(void)
 {
 	for (struct kept *k = kept; k < kept + KEPT; k++)
 		let_go(k);
-	holding = false;
+	holding = held_end = false;
 	moved_self = replaced_self = removed.child = staging_node = 0;
 }
 
@@ -467,7 +475,22 @@ int replay_rest(void)
 	if (!holding)
 		return 0;
 	holding = false;
-	return change(&e, FS_ATTRIB);
+	if (held_end) {
+		held_end = false;
+		return ended(e.nodeid, e.generation);
+	}
+	if (!watched_within(e.nodeid, FS_ATTRIB))
+		return change(&e, FS_ATTRIB);
+	/*
+	 * Who watches the directory would have been told with it, so what has changed is the number of links: the directory's watchers
+	 * do not hear of that. A name in the staging directory makes the same event.
+	 */
+	char stage[16];
+	struct stat st;
+	struct place aside = staged(stage);
+	int result = another_name(e.nodeid, e.generation, &aside, stage, strlen(stage));
+	fstatat(staging, stage, &st, AT_SYMLINK_NOFOLLOW); /* there is no such name: the kernel forgets it */
+	return result < 0 ? -1 : 0;
 }
 
 static int overflow(void)
@@ -482,13 +505,16 @@ static int one(const struct event *e)
 	struct kept *k;
 	int lost = 0, fd;
 
+	bool linked = false;
+
 	if (holding) {
-		if ((e->mask & FS_DELETE) && e->child == held.nodeid)
-			holding = false;
-		else if (replay_rest())
+		if ((e->mask & (FS_DELETE | FS_CREATE)) && e->length && e->child == held.nodeid) {
+			holding = held_end = false;
+			linked = e->mask & FS_CREATE;
+		} else if (replay_rest())
 			return -1;
 	}
-	if ((e->mask & FS_CREATE) && e->length && create(e))
+	if ((e->mask & FS_CREATE) && e->length && create(e, linked))
 		return -1;
 	if ((e->mask & FS_OPEN) && !kept_of(e))
 		keep(e);
@@ -573,12 +599,14 @@ int replay(const char *message, size_t length)
 		const struct delete_out *d = (const struct delete_out *)body;
 		if (length < sizeof(*m) + sizeof(*d) || d->namelen > 255 || length < sizeof(*m) + sizeof(*d) + d->namelen)
 			return 0;
-		if (holding && held.nodeid == d->child)
-			holding = false;
-		else if (replay_rest())
+		if (holding && held.nodeid != d->child && replay_rest())
 			return -1;
-		if (d->parent == 1 && d->namelen == 1 && d->name[0] == '.')
-			return ended(d->child, 0);
+		if (d->parent == 1 && d->namelen == 1 && d->name[0] == '.') {
+			held = (struct event){ .nodeid = d->child, .mask = FS_ATTRIB };
+			holding = held_end = true;
+			return 0;
+		}
+		holding = held_end = false;
 		int fd = open_node(d->child, 0);
 		struct stat st;
 		if (fd < 0)

@@ -178,6 +178,23 @@ uint64_t watched_at(uint64_t parent, const char *name, size_t length)
 	return 0;
 }
 
+bool watched_within(uint64_t nodeid, uint32_t bit)
+{
+	struct watch *w = find(nodeid), *parent = w && w->parent ? find(w->parent) : NULL;
+
+	return parent && (parent->reported & bit) && (bit == FS_DELETE || (parent->reported & FS_EVENT_ON_CHILD));
+}
+
+const char *watched_name(uint64_t nodeid, uint64_t *parent)
+{
+	struct watch *w = find(nodeid);
+
+	if (!w || !w->parent)
+		return NULL;
+	*parent = w->parent;
+	return w->name;
+}
+
 void watched_moved(uint64_t nodeid, uint64_t parent, const char *name, size_t length)
 {
 	struct watch *w = find(nodeid);
