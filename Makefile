@@ -120,7 +120,7 @@ lint: node_modules/.package-lock.json
 .PHONY: test-host
 test-host: all
 	$(call need,strace,strace,to count system calls)
-	@qemu/setup.sh packages "shells, man and systemd, to test completions, man page and units" man-db mandoc bsdutils zsh fish systemd python3 g++ make
+	@qemu/setup.sh packages "shells, man, systemd and lintian, to test completions, man page, units and packages" man-db mandoc bsdutils zsh fish systemd python3 g++ make lintian dpkg-dev
 	$(NODE_TEST) $(call tests_in,unit native host)
 
 # --- the add-on under the address sanitizer ---

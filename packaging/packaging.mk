@@ -49,9 +49,22 @@ npm: all man
 	@$(NODE) build/js/packaging/npm.js
 	@cd build/npm && npm pack --silent ./vhost-user-ts ./virtiofsd-ts
 
-# What is in them, for whoever has to know: CycloneDX.
+# What is in them, for whoever has to know: CycloneDX; without what would differ each time.
 .PHONY: sbom
 sbom: build/sbom.json
 build/sbom.json: package-lock.json node_modules/.package-lock.json
-	@mkdir -p $(@D)
-	@npm sbom --sbom-format cyclonedx --omit dev > $@.new && mv $@.new $@
+	@# With --omit dev npm leaves out what a tool needs, too.
+	@mkdir -p build/sbom/src/vhost-user-ts
+	@cp package-lock.json build/sbom && cp src/vhost-user-ts/package.json build/sbom/src/vhost-user-ts
+	@$(NODE) -e 'const p = JSON.parse(fs.readFileSync("package.json")); delete p.devDependencies; fs.writeFileSync("build/sbom/package.json", JSON.stringify(p))'
+	@cd build/sbom && npm install --package-lock-only --offline --silent
+	@cd build/sbom && npm sbom --sbom-format cyclonedx --package-lock-only | grep -v '"serialNumber":\|"timestamp":' > ../sbom.json
+
+# --- Debian packages ---
+
+# build/deb/virtiofsd-ts_VERSION_ARCH.deb
+.PHONY: deb
+deb: all man completions build/sbom.json
+	$(call need,dpkg-shlibdeps,dpkg-dev,to build packages)
+	@MAKE="$(MAKE)" packaging/deb/daemon.sh
+	@ls build/deb/virtiofsd-ts_*.deb

@@ -117,3 +117,19 @@ test('what is in them: nothing but what is needed, no path of this repository', 
     assert.deepEqual([secret, engines], [undefined, { node: '>=20.19' }]);
   }
 });
+
+test('make sbom: every library that is installed', () => {
+  execFileSync('make', ['-s', '-C', repository, 'sbom'], { stdio: 'pipe' });
+  const { components } = JSON.parse(readFileSync(join(repository, 'build/sbom.json'), 'utf8')) as {
+    components: { name: string; version: string }[];
+  };
+  // Versions may be newer ones at another time.
+  const listed = new Map(components.map(({ name, version }) => [name, version]));
+  const modules = join(project, 'node_modules');
+  const names = readdirSync(modules).flatMap((name) =>
+    name.startsWith('.') ? [] : name.startsWith('@') ? readdirSync(join(modules, name)).map((inner) => `${name}/${inner}`) : [name],
+  );
+  // The daemon itself is what the list is about; the header library is needed for building alone.
+  for (const name of names.filter((each) => each !== 'virtiofsd-ts' && each !== 'node-addon-api'))
+    assert.match(listed.get(name) ?? '', /^\d+\.\d+\.\d+/, name);
+});
