@@ -49,6 +49,7 @@ const TOLD: Record<string, readonly string[][]> = {
   cache: [['-o', 'source={},cache=always']],
   xattr: [['-o', 'source={},xattr']],
   sandbox: [['-o', 'source={},sandbox=chroot']],
+  lock: [['-o', 'source={},flock,posix_lock']],
   'no-lock': [['-o', 'source={},no_flock,no_posix_lock']],
   'thread-pool': [['-o', 'source={}', '--thread-pool-size=4']],
   'no-binary': [['-o', 'source={}']],

@@ -9,7 +9,7 @@ import { repository } from '../../qemu/guest/daemon.js';
 import { cacheFolder, prepareBoot } from '../../qemu/guest.js';
 import { Reader, stepsOf } from '../support/docs.js';
 
-const PAGES = ['docs/qemu.md', 'docs/libvirt.md', 'docs/tools.md', 'docs/measuring.md'];
+const PAGES = ['docs/qemu.md', 'docs/libvirt.md', 'docs/sharing.md', 'docs/tools.md', 'docs/measuring.md'];
 
 /** Commands that another test types: which. */
 const ELSEWHERE: readonly (readonly [RegExp, string])[] = [
