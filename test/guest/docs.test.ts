@@ -9,16 +9,20 @@ import { repository } from '../../qemu/guest/daemon.js';
 import { cacheFolder, prepareBoot } from '../../qemu/guest.js';
 import { Reader, stepsOf } from '../support/docs.js';
 
-const PAGES = ['docs/qemu.md', 'docs/libvirt.md', 'docs/sharing.md', 'docs/tools.md', 'docs/measuring.md'];
+const PAGES = ['docs/qemu.md', 'docs/events.md', 'docs/libvirt.md', 'docs/sharing.md', 'docs/tools.md', 'docs/measuring.md'];
+
+/** Those whose guest has no modules of ours. */
+const STOCK = ['docs/events.md'];
 
 /** Commands that another test types: which. */
 const ELSEWHERE: readonly (readonly [RegExp, string])[] = [
   [/^virsh (create qemu\/libvirt\/plain\.xml|destroy plain)$/, 'make test-libvirt'],
+  [/^qemu\/guest\/kernel\/install\.sh$/, 'the test of the DKMS package'],
 ];
 
 /** A stand-in for the reader's QEMU and image: our kernel instead of guest.qcow2, a channel to type commands, TCG where there is no KVM. */
-function fakeQemu(folder: string, nonce: string): void {
-  const { kernel, initrd } = prepareBoot({ kind: 'qemu' }, folder);
+function fakeQemu(folder: string, nonce: string, kernelName: string): void {
+  const { kernel, initrd } = prepareBoot({ kind: 'qemu', kernel: kernelName }, folder);
   const script = `#!/bin/bash
 arguments=()
 while [ $# -gt 0 ]; do
@@ -58,7 +62,8 @@ describe('documentation', () => {
       const all = stepsOf(join(repository, page));
       assert.ok(all.length > 0, 'no commands');
       const steps = all.filter(({ command }) => !ELSEWHERE.some(([pattern]) => pattern.test(command)));
-      if (steps.some(({ command }) => command.startsWith('qemu-system'))) fakeQemu(folder, nonce);
+      if (steps.some(({ command }) => command.startsWith('qemu-system')))
+        fakeQemu(folder, nonce, STOCK.includes(page) ? 'debian-plain' : 'debian');
       const environment = {
         ...process.env,
         HOME: join(folder, 'home'),

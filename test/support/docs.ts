@@ -79,7 +79,7 @@ export class Reader {
     if (where === 'host') await this.#onHost(command, from, deadline);
     else await this.#inGuest(command, background, deadline);
     // A reader takes longer than this for the next command.
-    if (background) await sleep(1500);
+    if (background) await sleep(4000);
     let missing = missingLine(output, this.#output.slice(from));
     while (missing !== undefined && performance.now() < deadline) {
       await sleep(50);
