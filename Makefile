@@ -153,9 +153,15 @@ include test/fuzz/fuzz.mk
 test-kernel:
 	qemu/guest/kernel/test/run.sh 6.12
 
+# A guest moves between Debian's newest QEMUs, which are fetched the first time.
+.PHONY: test-migration
+test-migration: all
+	$(call need,fio,fio,to write and verify files in guests)
+	$(NODE_TEST) $(call tests_in,long)
+
 # What takes too long for every run.
 .PHONY: test-long
-test-long: test-notification-queue
+test-long: test-notification-queue test-migration
 	AGENT_ROUNDS=150000 $(NODE_TEST) build/js/test/host/agent-failclosed.test.js
 	@$(MAKE) --no-print-directory test-libvirt DOMAINS='notification-queue generic-device'
 

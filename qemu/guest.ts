@@ -94,6 +94,8 @@ export interface GuestOptions {
   extraQemuArgs?: string[];
   /** QEMU's program: $QEMU, else qemu-system-x86_64. */
   qemu?: string;
+  /** QEMU waits for a guest that comes from elsewhere, which {@link Guest.takeOver} waits for. */
+  incoming?: boolean;
   /** `kvm` or `tcg`: $ACCEL, else KVM where it works. */
   accel?: string;
   /** How long the start may take; 60 s by default. */
@@ -130,7 +132,7 @@ export async function bootGuest(options: GuestOptions): Promise<Guest> {
         shareDir: '/',
         readOnly: true,
         // The host's programs do not change under the guest, and running them is slow without it.
-        options: ['-o', 'cache=always'],
+        options: ['-o', 'cache=always', ...(options.incoming ? ['--migration-on-error=guest-error'] : [])],
         ...(options.hostRootDaemon ? { daemon: options.hostRootDaemon } : {}),
       });
     }
@@ -142,7 +144,7 @@ export async function bootGuest(options: GuestOptions): Promise<Guest> {
     };
     const start = options.kind === 'qemu' ? startQemu : startUml;
     guest = new Guest(options, start(options, machine, onLine), machine);
-    await guest.ready();
+    if (!options.incoming) await guest.ready();
     return guest;
   } catch (error) {
     await guest?.kill();
@@ -197,7 +199,7 @@ export class Guest {
   readonly kind: GuestOptions['kind'];
   readonly #options: GuestOptions;
   readonly #child: Child;
-  readonly #agent: Agent;
+  #agent: Agent;
   readonly #qmp: Qmp | undefined;
   #failure: GuestError | undefined;
 
@@ -336,6 +338,42 @@ export class Guest {
     return this.#qmp.execute(command, args);
   }
 
+  /**
+   * Live migration, from QEMU to QEMU: the guest of `from` goes on here, and so do its commands. A guest that cannot go
+   * goes on where it was.
+   * @param uri where the two meet, such as `unix:PATH`; `file:PATH` writes the guest there first, and its machine ends before it is read
+   * @throws GuestError with what QEMU says
+   */
+  async takeOver(from: Guest, uri: string): Promise<void> {
+    const file = uri.startsWith('file:');
+    // The one hears from the other how it went.
+    for (const end of [this, from]) {
+      await end.qmp('migrate-set-capabilities', { capabilities: [{ capability: 'return-path', state: !file }] });
+    }
+    if (!file) await this.qmp('migrate-incoming', { uri });
+    await from.qmp('migrate', { uri });
+    await from.#migrated();
+    if (!file) await this.#migrated();
+    // It was started with -S: nothing that the guest has to say goes to the wrong place.
+    this.#agent.exchange(from.#agent);
+    [this.#agent, from.#agent] = [from.#agent, this.#agent];
+    if (file) {
+      await from.kill();
+      await this.qmp('migrate-incoming', { uri });
+      await this.#migrated();
+    }
+    await this.qmp('cont');
+  }
+
+  async #migrated(): Promise<void> {
+    for (const end = Date.now() + 240_000; Date.now() < end; await sleep(50)) {
+      const { status, 'error-desc': reason } = (await this.qmp('query-migrate')) as { status?: string; 'error-desc'?: string };
+      if (status === 'completed') return;
+      if (status === 'failed') throw new GuestError(`QEMU: the migration failed: ${reason ?? 'without a reason'}`);
+    }
+    throw new GuestError('the migration does not end');
+  }
+
   /** Makes the guest's output wait in the guest, or lets it flow. */
   setFlow(flows: boolean): void {
     if (flows) this.#agent.resume();
@@ -444,6 +482,7 @@ function startQemu(options: GuestOptions, machine: Machine, onLine: ChildOptions
       '-device',
       `${share.generic ? genericDevice(share) : fsDevice(share)},chardev=fs${index}`,
     ]),
+    options.incoming ? ['-incoming', 'defer', '-S'] : [],
     options.extraQemuArgs ?? [],
   ].flat();
   return startChild(qemu, args, { stdio: ['ignore', 'pipe', 'pipe', 'pipe', 'pipe'], folder: machine.folder, onLine });

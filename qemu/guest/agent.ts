@@ -215,7 +215,7 @@ export class Command extends EventEmitter<CommandEvents> {
 
 /** Commands over one channel. The guest calls in when it is up, and again after each restart. */
 export class Agent {
-  readonly #stream: Duplex;
+  #stream: Duplex;
   readonly #hello: Buffer;
   readonly #commands = new Map<number, Command>();
   readonly #environment: Record<string, string>;
@@ -231,8 +231,21 @@ export class Agent {
     this.#stream = stream;
     this.#hello = Buffer.from(nonce, 'latin1').map((byte) => byte | 0x80) as Buffer;
     this.#environment = environment;
-    stream.on('data', (data: Buffer) => this.#take(data));
+    this.#listen(stream);
     stream.on('error', () => {}); // the guest's end is reported by whoever runs it
+  }
+
+  #listen(stream: Duplex): void {
+    this.#stream = stream;
+    stream.removeAllListeners('data');
+    stream.on('data', (data: Buffer) => this.#take(data));
+  }
+
+  /** The guest has moved to the machine that `other` is for (live migration): each gets the other's channel. */
+  exchange(other: Agent): void {
+    const stream = this.#stream;
+    this.#listen(other.#stream);
+    other.#listen(stream);
   }
 
   /** Resolves at the guest's next call (at once, if it is connected and has not been told to expect a restart). */
