@@ -1,6 +1,8 @@
 /** Everything that can be fuzzed, by name. A new target: a file beside this one that implements `Target`, and a row here. */
 import type { Target } from './engine.js';
 import { FuseTarget } from './fuse.js';
+import { MessageTarget } from './messages.js';
+import { OptionTarget } from './options.js';
 import { RingTarget } from './rings.js';
 
 export interface Row {
@@ -15,4 +17,6 @@ export interface Row {
 export const TARGETS: Readonly<Record<string, Row>> = {
   fuse: { about: 'FUSE requests in sequences, to the real device and file system', open: () => new FuseTarget(), weight: 6 },
   rings: { about: 'descriptors and rings that no driver would make', open: () => new RingTarget(), weight: 2 },
+  messages: { about: 'vhost-user messages that no VMM sends', open: () => new MessageTarget(), weight: 2 },
+  options: { about: 'command lines and -o strings', open: () => new OptionTarget(), weight: 1 },
 };
