@@ -4,15 +4,15 @@
  */
 import * as fs from 'node:fs';
 import { dirname, join } from 'node:path';
-import { Feature, features, hasFeature, type Virtqueue } from 'vhost-user-ts';
-import type { MockDriver, QueueDriver, Segment } from 'vhost-user-ts/testing';
-import { InHeader, InitFlag, InitFlag2, NAME_MAX, Opcode } from '../../src/fuse/abi.js';
+import { Feature, features, hasFeature } from 'vhost-user-ts';
+import type { MockDriver, MockMemory, QueueDriver, Segment } from 'vhost-user-ts/testing';
+import { InHeader, InitFlag, InitFlag2, InitOut, NAME_MAX, Opcode } from '../../src/fuse/abi.js';
 import { parse } from '../support/watch-guest.js';
 import { type Case, must, type Target } from './engine.js';
 import type { Random } from './random.js';
 import { anyRequest, FIELDS, HUGE, type OpName, type RequestStep, USERS } from './requests.js';
 import { openFds, Rig, type RigOptions } from './rig.js';
-import { NAMES } from './share.js';
+import { type FuzzShare, NAMES } from './share.js';
 
 /** Somebody on the host does something. */
 interface HostStep {
@@ -183,7 +183,7 @@ interface Flight {
   handle: Handle | undefined;
   /** Whether there was a session when it was sent. */
   session: boolean;
-  /** Whether any part of it is broken on purpose. */
+  /** Whether any part of it is broken on purpose, or others under way may come before it. */
   broken: boolean;
 }
 
@@ -200,9 +200,28 @@ function bytesOf(name: string): Buffer {
   return bytes;
 }
 
-/** A guest on one rig. */
-class FuseGuest {
-  readonly rig: Rig;
+/** What serves the guest: the device in this thread, or a daemon. */
+export interface FuseHost {
+  readonly memory: MockMemory;
+  readonly share: FuzzShare;
+  /** Whether there can be notifications. */
+  readonly events: boolean;
+  /** A driver whose queues run. */
+  drive(): MockDriver;
+  /** A queue has requests. */
+  kick(index: number): void;
+  /** Waits until one that is under way is answered; false when none is. */
+  job(): boolean;
+  /** What the host did becomes events. */
+  turn(): void;
+  /** @throws Finding when the end of a session has left something */
+  check(): void;
+  close(): void;
+}
+
+/** A guest of one host. */
+export class FuseGuest {
+  readonly host: FuseHost;
   readonly driver: MockDriver;
   requests = 0;
   readonly #queue: number;
@@ -211,6 +230,12 @@ class FuseGuest {
   #lent = 0;
   #unique = 0;
   #session = false;
+  /** An INIT was refused: whether it has ended the session is not known. */
+  #unsure = false;
+  #setxattrExt = false;
+  #exportSupport = false;
+  /** Requests that are not answered yet, but for what is lent. */
+  #out = 0;
 
   #nodes: Node[] = [ROOT];
   #dirs: Node[] = [ROOT];
@@ -225,10 +250,10 @@ class FuseGuest {
   #high = 0;
   readonly #notify: Segment[] = [];
 
-  constructor(rig: Rig) {
-    this.rig = rig;
-    this.driver = rig.drive();
-    const { memory } = rig;
+  constructor(host: FuseHost) {
+    this.host = host;
+    this.driver = host.drive();
+    const { memory } = host;
     for (let i = 0; i < SLOTS; i++) {
       const address = memory.allocate(REQUEST_BYTES, 4096);
       const room = memory.allocate(REPLY_BYTES + GUARD, 4096);
@@ -257,7 +282,7 @@ class FuseGuest {
       const queue = this.#driverQueue(1);
       for (const buffer of this.#notify) queue.add([], [buffer]);
       queue.publish();
-      this.rig.device.serve(this.#deviceQueue(1));
+      this.host.kick(1);
     }
   }
 
@@ -273,15 +298,13 @@ class FuseGuest {
   /** The end of a case: the device is as good as before, and nothing is left behind. */
   end(): void {
     this.#settle();
-    if (!this.#session) this.#init();
+    if (!this.#session || this.#unsure) this.#init();
     const before = this.requests;
     this.send({ op: 'GETATTR', n: 0, a: [0, 0] });
     this.send({ op: 'DESTROY' });
     this.#settle();
     must(this.requests === before + 2, 'the last requests were not served');
-    const { share } = this.rig.fs;
-    must(share.handles.open === 0, () => `${share.handles.open} file handles are left`);
-    must(share.descriptors === 1, () => `${share.descriptors} descriptors are left of ${openFds()}`);
+    this.host.check();
     if (this.#notify.length > 0) {
       // The queue's buffers come back when it is stopped and started, as after a reset.
       const { frontend } = this.driver;
@@ -290,18 +313,15 @@ class FuseGuest {
       this.driver.placeQueue(this.#driverQueue(1), 0);
       frontend.setVringKick(1, this.#driverQueue(1).kickFd);
     }
-    this.rig.turn();
+    this.host.turn();
   }
 
   #driverQueue(index: number): QueueDriver {
     return this.driver.queues[index] as QueueDriver;
   }
 
-  #deviceQueue(index: number): Virtqueue {
-    return this.rig.backend?.queue(index) as Virtqueue;
-  }
-
   #init(): void {
+    this.#unsure = false;
     this.send({ op: 'INIT', a: [7, 45, 131072, 0x7fffffff & ~InitFlag.NO_OPEN_SUPPORT, 0x7fffffff & ~InitFlag2.OVER_IO_URING] });
     must(this.#session, 'no session could be begun');
   }
@@ -373,12 +393,15 @@ class FuseGuest {
 
   send(step: RequestStep): void {
     const { op } = step;
-    if (op === 'READ_NOTIFY' && this.#lent >= LENT && ((step.a?.[1] ?? 0) & 1) === 0) return;
+    const lends = lendsBuffer(step);
+    if (lends && this.#lent >= LENT) return;
+    if (this.#unsure && op !== 'INIT') this.#init();
     if (this.#free.length === 0) this.#settle();
+    const racing = step.later === 1 || this.#out > 0;
     const slot = this.#free.pop() as Slot;
     const { words, request } = slot;
     const layout = typeof op === 'string' ? FIELDS[op] : { bytes: 0, fields: [] };
-    const fixed = op === 'SETXATTR' && (this.rig.server.session as { setxattrExt: boolean }).setxattrExt === false ? 8 : layout.bytes;
+    const fixed = op === 'SETXATTR' && !this.#setxattrExt ? 8 : layout.bytes;
     let handle: Handle | undefined;
     let firstHandle = true;
     let broken = step.lie !== undefined || step.cut !== undefined;
@@ -475,17 +498,15 @@ class FuseGuest {
       must(head >= 0, 'the ring is full of requests that are not answered');
     }
     const flights = this.#flights[index] as (Flight | undefined)[];
-    flights[head] = { step, slot, room, node, handle, session: this.#session, broken };
-    if (op === 'READ_NOTIFY') this.#lent++;
+    flights[head] = { step, slot, room, node, handle, session: this.#session, broken: broken || racing };
+    if (lends) this.#lent++;
+    else this.#out++;
     queue.publish();
     this.requests++;
-    this.rig.device.serve(this.#deviceQueue(index));
+    this.host.kick(index);
     this.#collect(index);
-    if (op === 'READ_NOTIFY' || step.later === 1) return;
-    while (flights[head] !== undefined) {
-      must(this.rig.job(), 'a request was neither answered nor is it under way');
-      this.#collect(index);
-    }
+    if (lends || step.later === 1) return;
+    while (flights[head] !== undefined) this.#await();
   }
 
   #room({ op, a }: RequestStep): number {
@@ -552,9 +573,9 @@ class FuseGuest {
 
   // --- replies ---
 
-  #collect(index: number): boolean {
+  #collect(index: number): void {
     const queue = this.#driverQueue(index);
-    if (!queue.ready) return false;
+    if (!queue.ready) return;
     const flights = this.#flights[index] as (Flight | undefined)[];
     for (const { head, length } of queue.collect()) {
       const flight = flights[head] as Flight;
@@ -562,24 +583,29 @@ class FuseGuest {
       this.#free.push(flight.slot);
       this.#reply(flight, length);
     }
-    return true;
+  }
+
+  /** Something is under way, and comes back. */
+  #await(): void {
+    must(this.host.job(), 'a request was neither answered nor is it under way');
+    for (const index of [0, this.#queue]) this.#collect(index);
   }
 
   /** Waits until nothing is under way but what the guest has lent; then that is called back, too. */
   #settle(): void {
-    while (this.rig.job());
     for (const index of [0, this.#queue]) this.#collect(index);
-    if (this.#lent > 0) {
-      this.#free.length === 0 && must(false, 'no room to call back what was lent');
+    while (this.#out > 0) this.#await();
+    // One that is on its way in the other queue is lent after the first STOP; a busy queue is served 512 times before another.
+    for (let tries = 0; this.#lent > 0; tries++) {
+      must(tries < 2000 && this.#free.length > 0, () => `${this.#lent} lent buffers did not come back`);
       this.send({ op: 'READ_NOTIFY', a: [0, 1], room: 16 });
       for (const index of [0, this.#queue]) this.#collect(index);
-      must(this.#lent === 0, () => `${this.#lent} lent buffers did not come back`);
     }
   }
 
   #events(): void {
-    if (this.rig.events === undefined) return;
-    this.rig.turn();
+    if (!this.host.events) return;
+    this.host.turn();
     this.#collect(0);
     this.#collect(this.#queue);
     if (this.#notify.length === 0) return;
@@ -588,18 +614,18 @@ class FuseGuest {
     const back: Segment[] = [];
     for (const { head, length } of queue.collect()) {
       const address = this.#addressOf(head);
-      if (length > 0) parse(this.rig.memory.view(address, length));
+      if (length > 0) parse(this.host.memory.view(address, length));
       back.push({ address, length: NOTIFY_BYTES });
     }
     for (const buffer of back) queue.add([], [buffer]);
     queue.publish();
-    this.rig.device.serve(this.#deviceQueue(1));
+    this.host.kick(1);
   }
 
   /** Where the descriptor of a returned notification points. */
   #addressOf(head: number): number {
     const queue = this.#driverQueue(1);
-    return Number(this.rig.memory.view(queue.descriptors + 16 * head, 8).readBigUInt64LE(0));
+    return Number(this.host.memory.view(queue.descriptors + 16 * head, 8).readBigUInt64LE(0));
   }
 
   #reply(flight: Flight, used: number): void {
@@ -607,7 +633,8 @@ class FuseGuest {
     const { op } = step;
     const { reply } = slot;
     const tell = (): string => JSON.stringify(step);
-    if (op === 'READ_NOTIFY') this.#lent--;
+    if (lendsBuffer(step)) this.#lent--;
+    else this.#out--;
     // O_DIRECT reads whole blocks, also where the file ends.
     const free = op === 'READ' ? room : used;
     must(
@@ -639,8 +666,9 @@ class FuseGuest {
     const tell = (): string => `${JSON.stringify(step)}: errno ${errno}`;
     const { op } = step;
     if (op === 'INIT') {
-      // Refused before it was read, it has ended nothing.
-      if (this.rig.server.session.minor === 0) this.#ended();
+      // One that was refused before it was read has ended nothing.
+      this.#ended();
+      this.#unsure = true;
       return;
     }
     if (broken) return;
@@ -667,7 +695,7 @@ class FuseGuest {
       handle?.node.low === words[4] &&
       handle?.node.high === words[5];
     // With export support what was forgotten can be found for a while.
-    const exported = this.rig.server.session.exportSupport && words[4] === this.#forgotten.low && words[5] === this.#forgotten.high;
+    const exported = this.#exportSupport && words[4] === this.#forgotten.low && words[5] === this.#forgotten.high;
     must(node !== undefined || byHandle || exported || !NEEDS_NODE.has(op), () => `${tell()} was served for a node that nobody has`);
     switch (op) {
       case 'LOOKUP':
@@ -720,7 +748,10 @@ class FuseGuest {
         break;
       case 'INIT':
         this.#ended();
-        this.#session = reply.readUInt32LE(16) === 7 && this.rig.server.session.minor > 0;
+        // To another major version only 7 is said, and the guest asks anew.
+        this.#session = (step.a?.[0] ?? 0) === 7;
+        this.#setxattrExt = (reply.readUInt32LE(16 + InitOut.flags) & InitFlag.SETXATTR_EXT) !== 0;
+        this.#exportSupport = (reply.readUInt32LE(16 + InitOut.flags) & InitFlag.EXPORT_SUPPORT) !== 0;
         break;
       case 'DESTROY':
         this.#ended();
@@ -828,7 +859,7 @@ class FuseGuest {
   // --- the host ---
 
   #host({ host, s, t }: HostStep): void {
-    const { path } = this.rig.share;
+    const { path } = this.host.share;
     // The guest has made symbolic links of directories: they lead this program out of the share.
     const at = (name = ''): string => {
       const to = join(path, name);
@@ -866,6 +897,11 @@ class FuseGuest {
   }
 }
 
+/** Whether the request stays with the device until there is a notification, and is no STOP. */
+function lendsBuffer({ op, a }: RequestStep): boolean {
+  return op === 'READ_NOTIFY' && ((a?.[1] ?? 0) & 1) === 0;
+}
+
 function remove<T>(list: T[], item: T): void {
   const at = list.indexOf(item);
   if (at >= 0) list.splice(at, 1);
@@ -888,8 +924,64 @@ function split(address: number, bytes: number, count: number): Segment[] {
   return pieces;
 }
 
+/** The device in this thread. */
+class InThread implements FuseHost {
+  readonly memory: MockMemory;
+  readonly share: FuzzShare;
+  readonly events: boolean;
+  readonly #rig: Rig;
+
+  constructor(options: RigOptions) {
+    this.#rig = new Rig(options);
+    this.memory = this.#rig.memory;
+    this.share = this.#rig.share;
+    this.events = this.#rig.events !== undefined;
+  }
+
+  drive(): MockDriver {
+    return this.#rig.drive();
+  }
+
+  kick(index: number): void {
+    const queue = this.#rig.backend?.queue(index);
+    if (queue !== undefined) this.#rig.device.serve(queue);
+  }
+
+  job(): boolean {
+    return this.#rig.job();
+  }
+
+  turn(): void {
+    this.#rig.turn();
+  }
+
+  check(): void {
+    const { share } = this.#rig.fs;
+    must(share.handles.open === 0, () => `${share.handles.open} file handles are left`);
+    must(share.descriptors === 1, () => `${share.descriptors} descriptors are left of ${openFds()}`);
+    must(this.#rig.lines < 200, () => `${this.#rig.lines} lines in the log`);
+    this.#rig.lines = 0;
+  }
+
+  close(): void {
+    this.#rig.close();
+  }
+}
+
 const HOST_NAMES = ['a', 'b', 'c', 'd', 'dir', 'dir/a', 'dir/sub', 'file', 'many/0', 'deep/dir'];
 const HOST: readonly HostStep['host'][] = ['write', 'write', 'unlink', 'mkdir', 'rename', 'symlink', 'chmod', 'replace'];
+
+/** What a guest does from its mount on, and the host meanwhile. */
+export function anySession(random: Random, hosts: boolean): FuseStep[] {
+  const steps: FuseStep[] = [];
+  // Most of a guest's first requests are look-ups.
+  for (let i = random.below(10); i > 0; i--) steps.push({ op: 'LOOKUP', n: random.below(8), s: random.pick(NAMES) });
+  for (let i = 20 + random.below(random.oneIn(4) ? 2500 : 600); i > 0; i--) {
+    if (hosts && random.oneIn(80)) steps.push({ host: random.pick(HOST), s: random.pick(HOST_NAMES), t: random.pick(HOST_NAMES) });
+    else steps.push(anyRequest(random));
+  }
+  return steps;
+}
 
 export class FuseTarget implements Target<FuseStep> {
   readonly name = 'fuse';
@@ -898,16 +990,8 @@ export class FuseTarget implements Target<FuseStep> {
   readonly #left: number[] = [];
 
   generate(random: Random): Case<FuseStep> {
-    const steps: FuseStep[] = [];
     const setup = random.below(SETUPS.length);
-    const hosts = SETUPS[setup]?.fs?.readonly !== true;
-    // Most of a guest's first requests are look-ups.
-    for (let i = random.below(10); i > 0; i--) steps.push({ op: 'LOOKUP', n: random.below(8), s: random.pick(NAMES) });
-    for (let i = 20 + random.below(random.oneIn(4) ? 2500 : 600); i > 0; i--) {
-      if (hosts && random.oneIn(80)) steps.push({ host: random.pick(HOST), s: random.pick(HOST_NAMES), t: random.pick(HOST_NAMES) });
-      else steps.push(anyRequest(random));
-    }
-    return { setup, steps };
+    return { setup, steps: anySession(random, SETUPS[setup]?.fs?.readonly !== true) };
   }
 
   run({ setup, steps }: Case<FuseStep>): number {
@@ -915,16 +999,15 @@ export class FuseTarget implements Target<FuseStep> {
     let guest = this.#guests[index];
     const options = SETUPS[index] as RigOptions;
     if (guest === undefined) {
-      guest = new FuseGuest(new Rig(options));
+      guest = new FuseGuest(new InThread(options));
       this.#guests[index] = guest;
     }
-    const { share } = guest.rig;
+    const { share } = guest.host;
     const readonly = options.fs?.readonly === true;
     if (!readonly) share.refill();
     const before = readonly ? share.contents() : '';
     const fds = openFds();
     guest.requests = 0;
-    guest.rig.lines = 0;
     try {
       guest.begin();
       guest.run(steps);
@@ -934,13 +1017,12 @@ export class FuseTarget implements Target<FuseStep> {
       this.#left[index] = (this.#left[index] ?? 0) + openFds() - fds;
       // What a mount needs is opened once.
       must(this.#left[index] < 64, () => `${this.#left[index]} descriptors are left`);
-      must(guest.rig.lines < 200, () => `${guest.rig.lines} lines in the log`);
     } catch (error) {
       // The next case begins with a daemon that has not seen this one.
       this.#guests[index] = undefined;
       delete this.#left[index];
       try {
-        guest.rig.close();
+        guest.host.close();
       } catch {
         // It was the daemon's end that failed.
       }
@@ -950,7 +1032,7 @@ export class FuseTarget implements Target<FuseStep> {
   }
 
   close(): void {
-    for (const guest of this.#guests) guest?.rig.close();
+    for (const guest of this.#guests) guest?.host.close();
     this.#guests.length = 0;
   }
 }

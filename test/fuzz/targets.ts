@@ -1,4 +1,6 @@
 /** Everything that can be fuzzed, by name. A new target: a file beside this one that implements `Target`, and a row here. */
+
+import { DaemonTarget } from './daemon.js';
 import type { Target } from './engine.js';
 import { FuseTarget } from './fuse.js';
 import { MessageTarget } from './messages.js';
@@ -19,4 +21,5 @@ export const TARGETS: Readonly<Record<string, Row>> = {
   rings: { about: 'descriptors and rings that no driver would make', open: () => new RingTarget(), weight: 2 },
   messages: { about: 'vhost-user messages that no VMM sends', open: () => new MessageTarget(), weight: 2 },
   options: { about: 'command lines and -o strings', open: () => new OptionTarget(), weight: 1 },
+  daemon: { about: 'FUSE requests in sequences, to the real program in its sandbox', open: () => new DaemonTarget(), weight: 2 },
 };
