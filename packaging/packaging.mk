@@ -68,3 +68,8 @@ deb: all man completions build/sbom.json
 	$(call need,dpkg-shlibdeps,dpkg-dev,to build packages)
 	@MAKE="$(MAKE)" packaging/deb/daemon.sh
 	@ls build/deb/virtiofsd-ts_*.deb
+
+# --- documentation ---
+
+docs/options.md: build/js/.stamp
+	@$(NODE) build/js/packaging/optionspage.js > $@.new && mv $@.new $@

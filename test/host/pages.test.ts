@@ -5,6 +5,7 @@ import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'nod
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, describe, test } from 'node:test';
+import { optionsPage } from '../../packaging/optionspage.js';
 import { repository } from '../../qemu/guest/daemon.js';
 import { COMMANDS, OPTIONS, type OptionSpec, VERSION } from '../../src/options.js';
 import { Terminal } from '../support/terminal.js';
@@ -52,6 +53,10 @@ describe('man page', () => {
 test('CHANGELOG.md: its first version is that of package.json', () => {
   const [, version] = /^## \[(\d+\.\d+\.\d+)\] - \d{4}-\d\d-\d\d$/m.exec(readFileSync(join(repository, 'CHANGELOG.md'), 'utf8')) ?? [];
   assert.equal(version, JSON.parse(readFileSync(join(repository, 'package.json'), 'utf8')).version);
+});
+
+test('docs/options.md is what the table says: make docs/options.md', () => {
+  assert.equal(readFileSync(join(repository, 'docs/options.md'), 'utf8'), optionsPage());
 });
 
 /** What a shell made of a line after the key for completion: the words that the program would have got. */
