@@ -1,11 +1,14 @@
 // Native threads for system calls that would make the device thread sleep. Each job is one system call (repeated until it is
 // complete); results wait in a list that the device thread takes when the eventfd says so.
 #include "addon.h"
+#include <atomic>
 #include <condition_variable>
 #include <deque>
 #include <fcntl.h>
 #include <memory>
 #include <mutex>
+#include <pthread.h>
+#include <signal.h>
 #include <sys/eventfd.h>
 #include <thread>
 #include <unistd.h>
@@ -19,6 +22,7 @@ struct Job {
   int32_t op, fd, fd2, flags;
   int64_t length, offset, offset2;
   std::vector<iovec> iov; // guest memory; the device keeps it mapped while jobs are out
+  std::atomic<bool> cancelled{false};
 };
 
 struct Done {
@@ -38,7 +42,7 @@ int64_t transfer(Job &job) {
     // Offset -1 means "where the file position is": O_APPEND files take it so.
     off_t at = job.offset < 0 ? -1 : job.offset + done;
     ssize_t r = reading ? preadv2(job.fd, part, n, at, job.flags) : pwritev2(job.fd, part, n, at, job.flags);
-    if (r < 0 && errno == EINTR) continue;
+    if (r < 0 && errno == EINTR && !job.cancelled) continue;
     if (r < 0) {
       if (done == 0) done = -errno;
       break;
@@ -55,7 +59,7 @@ int64_t copyRange(Job &job) {
   int64_t done = 0;
   while (done < job.length) {
     ssize_t r = copy_file_range(job.fd, &in, job.fd2, &out, job.length - done, 0);
-    if (r < 0 && errno == EINTR) continue;
+    if (r < 0 && errno == EINTR && !job.cancelled) continue;
     if (r < 0) return done ? done : -errno;
     if (r == 0) break;
     done += r;
@@ -84,8 +88,17 @@ int64_t run(Job &job) {
 
 } // namespace
 
+// Interrupts a system call and does nothing else; nobody's default is to end by it.
+constexpr int WAKE = SIGURG;
+
+struct Running {
+  pthread_t thread;
+  Job *job;
+};
+
 struct Pool {
   std::mutex lock;
+  std::vector<Running> running;
   std::condition_variable work;
   std::deque<std::unique_ptr<Job>> queue;
   std::vector<Done> done;
@@ -106,21 +119,32 @@ struct Pool {
       if (queue.empty()) return; // ending, and nothing left to do
       std::unique_ptr<Job> job = std::move(queue.front());
       queue.pop_front();
+      running.push_back({pthread_self(), job.get()});
       guard.unlock();
       int64_t result = run(*job);
       guard.lock();
-      // One signal for the first of a group: the device thread takes the whole list at once. Without the lock: whoever
-      // wakes up must not find it taken (4.5 futex calls per job became 3.1).
-      bool first = done.empty();
-      done.push_back({job->id, result});
-      spare.push_back(std::move(job));
-      if (!first) continue;
-      guard.unlock();
-      uint64_t one = 1;
-      ssize_t ignored = write(event, &one, sizeof(one));
-      (void)ignored;
-      guard.lock();
+      for (size_t i = 0; i < running.size(); i++)
+        if (running[i].job == job.get()) {
+          running[i] = running.back();
+          running.pop_back();
+          break;
+        }
+      finish(guard, job, result);
     }
+  }
+
+  // Puts a result in the list. One signal for the first of a group: the device thread takes the whole list at once. Without the lock:
+  // whoever wakes up must not find it taken (4.5 futex calls per job became 3.1).
+  void finish(std::unique_lock<std::mutex> &guard, std::unique_ptr<Job> &job, int64_t result) {
+    bool first = done.empty();
+    done.push_back({job->id, result});
+    spare.push_back(std::move(job));
+    if (!first) return;
+    guard.unlock();
+    uint64_t one = 1;
+    ssize_t ignored = write(event, &one, sizeof(one));
+    (void)ignored;
+    guard.lock();
   }
 };
 
@@ -143,6 +167,9 @@ int64_t offloadStart(Env &e, uint32_t threads) {
   if (e.pool) return -EBUSY;
   int fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
   if (fd < 0) return -errno;
+  struct sigaction action = {};
+  action.sa_handler = [](int) {}; // without SA_RESTART
+  sigaction(WAKE, &action, nullptr);
   e.pool = new Pool();
   e.pool->event = fd;
   e.pool->maximum = threads < 1 ? 1 : threads;
@@ -170,6 +197,7 @@ int64_t offloadSubmit(Env &e, uint32_t id, int32_t op, int32_t fd, uint32_t iov,
     pool->spare.pop_back();
   }
   job->id = id;
+  job->cancelled = false;
   job->op = op;
   job->fd = fd;
   job->fd2 = fd2;
@@ -188,6 +216,28 @@ int64_t offloadSubmit(Env &e, uint32_t id, int32_t op, int32_t fd, uint32_t iov,
     pool->threads.emplace_back(&Pool::loop, pool);
   else
     pool->work.notify_one();
+  return 0;
+}
+
+// Ends a job with EINTR: one that waits for a thread at once; one that runs when its system call heeds signals. A signal that comes
+// in the moment before the call is lost, as signals are.
+int64_t offloadCancel(Env &e, uint32_t id) {
+  Pool *pool = e.pool;
+  if (!pool) return 0;
+  std::unique_lock<std::mutex> guard(pool->lock);
+  for (size_t i = 0; i < pool->queue.size(); i++) {
+    if (pool->queue[i]->id != id) continue;
+    std::unique_ptr<Job> job = std::move(pool->queue[i]);
+    pool->queue.erase(pool->queue.begin() + i);
+    pool->finish(guard, job, -EINTR);
+    return 1;
+  }
+  for (Running &running : pool->running) {
+    if (running.job->id != id) continue;
+    running.job->cancelled = true;
+    pthread_kill(running.thread, WAKE);
+    return 1;
+  }
   return 0;
 }
 
@@ -211,5 +261,6 @@ void initOffload(napi_env env, napi_value exports, Env *data) {
   add<&offloadStart>(env, exports, data, "offloadStart");
   add<&offloadStop>(env, exports, data, "offloadStop");
   add<&offloadSubmit>(env, exports, data, "offloadSubmit");
+  add<&offloadCancel>(env, exports, data, "offloadCancel");
   add<&offloadReap>(env, exports, data, "offloadReap");
 }

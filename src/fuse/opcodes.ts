@@ -597,8 +597,8 @@ function lock({ lock, session }: FuseServer, q: Request): number {
   return 0;
 }
 
-function interrupt({ fs }: FuseServer, q: Request): number {
-  fs.interrupt(q.u32(InterruptIn.unique), q.u32(InterruptIn.unique + 4));
+function interrupt(server: FuseServer, q: Request): number {
+  server.interrupt(q.u32(InterruptIn.unique), q.u32(InterruptIn.unique + 4));
   return NO_REPLY;
 }
 

@@ -30,6 +30,8 @@ export interface Jobs {
   /** Number of the job that the last PENDING result stands for, below `capacity`. */
   readonly lastJob: number;
   readonly capacity: number;
+  /** Ends a job early, if that is possible. */
+  cancel(job: number): void;
 }
 
 /** The file event extension (FUSE_HAS_FSNOTIFY), if the daemon has it. */
@@ -64,7 +66,7 @@ export interface ServerHooks {
 }
 
 const NO_METRICS: RequestMetrics = { batch: () => undefined, begin: () => 0, end: () => undefined, malformed: () => undefined };
-const NO_JOBS: Jobs = { lastJob: -1, capacity: 0 };
+const NO_JOBS: Jobs = { lastJob: -1, capacity: 0, cancel: () => undefined };
 const NO_CHAIN: Chain = { iov: 0, readableCount: 0, readableBytes: 0, writableIov: 0, writableCount: 0, writableBytes: 0 };
 
 const UNKNOWN = OPCODES[0] as Operation;
@@ -135,7 +137,9 @@ export class FuseServer {
   readonly #room: Float64Array;
   readonly #uniqueLow: Uint32Array;
   readonly #uniqueHigh: Uint32Array;
+  /** Index of its operation; 0: no request waits for the job. */
   readonly #slot: Uint8Array;
+  #kept = 0;
   readonly #began: Float64Array;
 
   constructor(fs: FileSystem, options: Readonly<ServerOptions>, hooks: ServerHooks = {}) {
@@ -198,6 +202,8 @@ export class FuseServer {
   complete(job: number, result: number): number {
     this.fs.completed(job);
     const operation = OPCODES[this.#slot[job] as number] as Operation;
+    this.#slot[job] = 0;
+    this.#kept--;
     const iov = this.#savedIov(job);
     this.#reply.to(
       iov,
@@ -218,6 +224,19 @@ export class FuseServer {
   /** As {@link complete} for a chain that is gone (its queue was reset): nothing is written. */
   drop(job: number): void {
     this.fs.completed(job);
+    this.#slot[job] = 0;
+    this.#kept--;
+  }
+
+  /** FUSE_INTERRUPT: the request with this number ends with EINTR if it waits, or if what it waits for can be interrupted. */
+  interrupt(uniqueLow: number, uniqueHigh: number): void {
+    if (this.#kept === 0) return;
+    for (let job = 0; job < this.#slot.length; job++) {
+      if (this.#uniqueLow[job] !== uniqueLow || this.#uniqueHigh[job] !== uniqueHigh || this.#slot[job] === 0) continue;
+      this.fs.interrupt(uniqueLow, uniqueHigh);
+      this.#jobs.cancel(job);
+      return;
+    }
   }
 
   /** Replies carry these timeouts from now on (the options' until then). */
@@ -308,6 +327,7 @@ export class FuseServer {
     this.#uniqueLow[job] = q.uniqueLow;
     this.#uniqueHigh[job] = q.uniqueHigh;
     this.#slot[job] = operation.slot;
+    this.#kept++;
     this.#began[job] = began;
   }
 

@@ -87,6 +87,11 @@ export class Offload {
     native.eventfdWrite(this.eventfd);
   }
 
+  /** Ends a job that a thread does or would do, as far as its system call can be interrupted: {@link reap} then hands it out. */
+  cancel(job: number): void {
+    native.offloadCancel(job);
+  }
+
   /** Hands every job that has ended to `done(job, result)`; returns how many. The number is free again afterwards. */
   reap(done: (job: number, result: number) => void): number {
     let total = 0;

@@ -14,7 +14,7 @@ import { needsRoot, root, TestDaemon } from '../support/daemon.js';
 import { errnoOf, FuseClient, readIn, Struct } from '../support/fuse-client.js';
 import { assertServes, cpuSeconds, submitFsync } from '../support/hostile.js';
 
-const { EIO, ENOSPC, EDQUOT, ENOENT, ESTALE, ENFILE, EMFILE, EFBIG } = constants.errno;
+const { EIO, ENOSPC, EDQUOT, ENOENT, ESTALE, ENFILE, EMFILE, EFBIG, EINTR } = constants.errno;
 const { O_RDWR, O_RDONLY, O_NONBLOCK } = fs.constants;
 const folder = fs.mkdtempSync(join(tmpdir(), 'faults-'));
 const mounts: string[] = [];
@@ -209,6 +209,26 @@ describe('a file system that does not answer', { concurrency: 5 }, () => {
       fs.rmSync(daemon.folder, { recursive: true });
     });
   }
+
+  test('INTERRUPT ends what waits for a thread, and what the file system lets go', { ...canFail, timeout: 60_000 }, async () => {
+    await using faults = await FaultShare.start();
+    await using daemon = await TestDaemon.start(['--thread-pool-size=1'], { share: faults.share });
+    const client = daemon.session();
+    const plain = openSlow(client, 'plain');
+    const running = submitRead(client, openSlow(client, 'read-interruptible'));
+    const waiting = [1, 2, 3].map(() => submitRead(client, plain));
+    await sleep(100); // the system call is made
+    assert.ok(![running, ...waiting].some((one) => client.done(one)));
+    client.interrupt(987_654_321n);
+    client.interrupt((waiting[1] as typeof running).unique);
+    assert.equal(client.wait(waiting[1] as typeof running).error, -EINTR);
+    assert.ok(!client.done(running));
+    client.interrupt(running.unique);
+    assert.equal(client.wait(running).error, -EINTR);
+    for (const one of [waiting[0], waiting[2]]) assert.equal(client.wait(one as typeof running).body.length, 4096);
+    client.interrupt(running.unique);
+    assertServes(client, [0, 1]);
+  });
 
   test('a stuck look-up holds up its guest, but not SIGTERM', { ...canFail, timeout: 60_000 }, async () => {
     await using faults = await FaultShare.start();

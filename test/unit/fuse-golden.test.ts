@@ -13,7 +13,7 @@ import { FuseServer } from '../../src/fuse/server.js';
 import { FakeFs, Guest, hex } from '../support/fuse-guest.js';
 
 const fs = new FakeFs();
-const jobs = { lastJob: 3, capacity: 256 };
+const jobs = { lastJob: 3, capacity: 256, cancel: () => undefined };
 const server = new FuseServer(
   fs,
   { ...DEFAULT_SERVER_OPTIONS, entryTimeout: 1.5, attrTimeout: 2.25, posixAcl: 'auto', securityLabel: 'auto' },

@@ -244,6 +244,8 @@ export interface Native {
     offset2: number,
     flags: number,
   ): number;
+  /** Ends a job with -EINTR if it waits for a thread, or its system call lets itself be interrupted. Returns whether there is such a job. */
+  offloadCancel(job: number): number;
   /** Takes at most `max` completions: per one, arena i32 at `out + 16 i`: job; f64 at `out + 16 i + 8`: result (≥ 0 or -errno). */
   offloadReap(out: number, max: number): number;
 
