@@ -161,9 +161,17 @@ test-migration: all
 
 # What takes too long for every run.
 .PHONY: test-long
-test-long: test-notification-queue test-migration
+test-long: test-notification-queue test-hostile-long test-migration
 	AGENT_ROUNDS=150000 $(NODE_TEST) build/js/test/host/agent-failclosed.test.js
 	@$(MAKE) --no-print-directory test-libvirt DOMAINS='notification-queue generic-device'
+
+# Races against the share's boundary and against guest memory for a minute each, a daemon that is stopped for a minute.
+# The last results are in test/long-results.md.
+.PHONY: test-hostile-long
+test-hostile-long: all
+	$(call need,strace,strace,to make system calls slow)
+	HOSTILE_SECONDS=60 STOP_SECONDS=60 $(NODE_TEST) --test-concurrency=1 \
+	  $(patsubst %,build/js/test/host/%.test.js,hostile-share hostile-guest hostile-client faults)
 
 # Guests share two cores: one test file at a time.
 # FSNOTIFY_DEBUG=1: file events also in a guest kernel that checks locking and memory; it takes some minutes to build.

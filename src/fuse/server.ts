@@ -230,10 +230,10 @@ export class FuseServer {
 
   /** FUSE_INTERRUPT: the request with this number ends with EINTR if it waits, or if what it waits for can be interrupted. */
   interrupt(uniqueLow: number, uniqueHigh: number): void {
+    this.fs.interrupt(uniqueLow, uniqueHigh);
     if (this.#kept === 0) return;
     for (let job = 0; job < this.#slot.length; job++) {
       if (this.#uniqueLow[job] !== uniqueLow || this.#uniqueHigh[job] !== uniqueHigh || this.#slot[job] === 0) continue;
-      this.fs.interrupt(uniqueLow, uniqueHigh);
       this.#jobs.cancel(job);
       return;
     }
