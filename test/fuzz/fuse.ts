@@ -25,7 +25,7 @@ export type FuseStep = RequestStep | HostStep;
 
 /** The daemon's options, and the guest's. */
 export const SETUPS: readonly RigOptions[] = [
-  { fs: { xattr: true }, fsnotify: 'auto', features: ~features(0, Feature.LOG_ALL) },
+  { fs: { xattr: true }, server: { posixLock: true, flock: true }, fsnotify: 'auto', features: ~features(0, Feature.LOG_ALL) },
   { fs: { xattr: true, readonly: true }, server: { posixAcl: 'auto' } },
   {
     fs: { xattr: true, inodeFileHandles: 'never' },
@@ -73,6 +73,7 @@ const NOTIFY_BYTES = 4096;
 const BODY: Readonly<Partial<Record<OpName, number>>> = {
   LOOKUP: 128,
   GETATTR: 104,
+  GETLK: 24,
   SETATTR: 104,
   STATX: 288,
   SYMLINK: 128,
