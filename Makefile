@@ -157,11 +157,11 @@ test-kernel:
 .PHONY: test-migration
 test-migration: all
 	$(call need,fio,fio,to write and verify files in guests)
-	$(NODE_TEST) $(call tests_in,long)
+	$(NODE_TEST) build/js/test/long/migration.test.js
 
 # What takes too long for every run.
 .PHONY: test-long
-test-long: test-notification-queue test-hostile-long test-migration
+test-long: test-notification-queue test-hostile-long test-migration test-dkms
 	AGENT_ROUNDS=150000 $(NODE_TEST) build/js/test/host/agent-failclosed.test.js
 	@$(MAKE) --no-print-directory test-libvirt DOMAINS='notification-queue generic-device'
 

@@ -69,6 +69,16 @@ deb: all man completions build/sbom.json
 	@MAKE="$(MAKE)" packaging/deb/daemon.sh
 	@ls build/deb/virtiofsd-ts_*.deb
 
+# build/deb/virtiofs-fsnotify-dkms_VERSION_all.deb, for guests; the first time it fetches the source of two kernels.
+.PHONY: deb-dkms
+deb-dkms:
+	@packaging/deb/dkms.sh
+	@ls build/deb/virtiofs-fsnotify-dkms_*.deb
+
+.PHONY: test-dkms
+test-dkms: all
+	$(NODE_TEST) build/js/test/long/dkms.test.js
+
 # --- documentation ---
 
 docs/options.md: build/js/.stamp

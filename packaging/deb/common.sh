@@ -59,6 +59,6 @@ control() {
 # pack ROOT: the .deb beside it.
 pack() {
     find "$1" -type d -exec chmod 755 {} +
-    (cd "$1" && find usr etc -type f 2>/dev/null | LC_ALL=C sort | xargs -d '\n' md5sum) >"$1/DEBIAN/md5sums"
+    (cd "$1" && find . -type f ! -path './DEBIAN/*' -printf '%P\n' | LC_ALL=C sort | xargs -d '\n' md5sum) >"$1/DEBIAN/md5sums"
     dpkg-deb --root-owner-group -Zxz --build "$1" build/deb >/dev/null
 }

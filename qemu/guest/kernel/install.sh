@@ -28,11 +28,7 @@ uninstall() {
 			dkms remove "$name/$version" --all || true
 			rm -rf "/usr/src/$name-$version"
 		done
-	rm -f /etc/modprobe.d/vfuse.conf /etc/modules-load.d/vfuse.conf
-	if [ -e /etc/default/grub.d/vfuse.cfg ]; then
-		rm -f /etc/default/grub.d/vfuse.cfg
-		! command -v update-grub >/dev/null || update-grub
-	fi
+	sh "$here/dkms/boot.sh" off
 }
 
 while [ $# -gt 0 ]; do
@@ -107,15 +103,7 @@ dkms add "$name/$version"
 dkms build "$name/$version" -k "$release" || { tail -n 30 "/var/lib/dkms/$name/$version/build/make.log"; die "build failed"; }
 dkms install "$name/$version" -k "$release" --force
 
-if [ "$layout" = combined ]; then
-	printf 'alias fs-fuse vfuse\nalias fs-fuseblk vfuse\nalias fs-virtiofs vfuse\n' >/etc/modprobe.d/vfuse.conf
-	echo vfuse >/etc/modules-load.d/vfuse.conf
-	if [ -d /etc/default/grub.d ]; then
-		echo 'GRUB_CMDLINE_LINUX="$GRUB_CMDLINE_LINUX initcall_blacklist=fuse_init,virtio_fs_init"' \
-			>/etc/default/grub.d/vfuse.cfg
-		! command -v update-grub >/dev/null || update-grub
-	fi
-fi
+[ "$layout" != combined ] || sh "$here/dkms/boot.sh" on
 ! command -v update-initramfs >/dev/null || update-initramfs -u -k "$release" || true
 
 [ "$load" = yes ] && [ "$release" = "$(uname -r)" ] || exit 0
