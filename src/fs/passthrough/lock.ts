@@ -151,6 +151,7 @@ export class Locks {
 
   /** INTERRUPT of a request that waits: it ends with EINTR. */
   interrupt(uniqueLow: number, uniqueHigh: number): void {
+    if (this.#waiting.length === 0) return;
     const at = this.#waiting.findIndex(({ lock }) => lock.uniqueLow === uniqueLow && lock.uniqueHigh === uniqueHigh);
     if (at >= 0) this.#end(at, -EINTR);
   }
