@@ -25,6 +25,14 @@ import type { Offload } from './queue/offload.js';
 const TAG_BYTES = 36;
 /** Chains served from one queue before the others and the control socket get their turn. */
 const BATCH = 512;
+/**
+ * Replies are shown to the driver, which is woken for them, while the rest of a batch is served: after so many, or a quarter of what
+ * waits. Both sides are at work then, instead of each waiting for the other: 1.5 times the GETATTRs and 1.3 times the READs of 4 KiB at
+ * depth 16, for an interrupt more per batch. After each one, as others do, is slower again; and large data are not to be looked at
+ * while the next are copied (0.9 times the READs of 1 MiB).
+ */
+const PUBLISH = 4;
+const LARGE = 64 << 10;
 /** Batches of a driver that always has more, likewise. */
 const BATCHES = 16;
 /** VIRTIO_FS_F_NOTIFICATION (virtio 1.2, 5.11.3): queue 1 is the notification queue. */
@@ -158,6 +166,8 @@ export class VirtioFsDevice implements VhostUserDevice {
       server.batch();
       queue.disableKicks();
       queue.batches++;
+      let unseen = 0;
+      let most = PUBLISH;
       for (;;) {
         const got = queue.pop();
         if (got === 0) break;
@@ -174,6 +184,11 @@ export class VirtioFsDevice implements VhostUserDevice {
         } else {
           if (queue.memory.logging) chain.markDirty(queue.memory, length);
           queue.push(head, length);
+          if (chain.readableBytes + length < LARGE && ++unseen >= most) {
+            queue.flush();
+            unseen = 0;
+            most = Math.max(PUBLISH, queue.backlog >> 2);
+          }
         }
         if (--left === 0) {
           this.#again.add(queue);

@@ -187,6 +187,11 @@ export class Virtqueue {
     return 1;
   }
 
+  /** Chains known to wait since the avail index was last looked at. */
+  get backlog(): number {
+    return (this.#seenAvail - this.lastAvail) & 0xffff;
+  }
+
   /** Puts a chain into the used ring; the driver sees it at the next {@link publish}. `length`: bytes written to its writable part. */
   push(head: number, length: number): void {
     const slot = this.#usedIdx & (this.size - 1);
