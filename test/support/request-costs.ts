@@ -95,7 +95,17 @@ fs.symlinkSync('target', path.join(share, 'link'));
 Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 120);
 
 const config = await commandLine([
-  ...['--socket-path', socket, '--shared-dir', share, '--xattr', '--sandbox=none', '--seccomp=none', '--log-level=error'],
+  ...[
+    '--socket-path',
+    socket,
+    '--shared-dir',
+    share,
+    '--xattr',
+    '--sandbox=none',
+    '--seccomp=none',
+    '--log-level=error',
+    '--thread-pool-size=1',
+  ],
 ]);
 const daemon = new Daemon(config, start(config));
 const client = FuseClient.connect(socket, { turn: () => daemon.turn(0), features: ~1n, queueSize: 1024 });
