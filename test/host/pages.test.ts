@@ -1,9 +1,9 @@
 /** The man page and the shells' completions: read by man and mandoc, used in real shells. */
 import assert from 'node:assert/strict';
 import { execFileSync, spawnSync } from 'node:child_process';
-import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
 import { after, before, describe, test } from 'node:test';
 import { optionsPage } from '../../packaging/optionspage.js';
 import { repository } from '../../qemu/guest/daemon.js';
@@ -57,6 +57,18 @@ test('CHANGELOG.md: its first version is that of package.json', () => {
 
 test('docs/options.md is what the table says: make docs/options.md', () => {
   assert.equal(readFileSync(join(repository, 'docs/options.md'), 'utf8'), optionsPage());
+});
+
+test('what pages link to is there', () => {
+  const pages = execFileSync('git', ['-C', repository, 'ls-files', '*.md'], { encoding: 'utf8' }).trim().split('\n');
+  assert.ok(pages.length > 5);
+  const broken = pages.flatMap((page) =>
+    [...readFileSync(join(repository, page), 'utf8').matchAll(/\]\(([^)#\s]+)(?:#[^)]*)?\)/g)]
+      .map(([, target]) => target as string)
+      .filter((target) => !/^[a-z]+:/.test(target) && !existsSync(join(repository, dirname(page), target)))
+      .map((target) => `${page}: ${target}`),
+  );
+  assert.deepEqual(broken, []);
 });
 
 /** What a shell made of a line after the key for completion: the words that the program would have got. */
