@@ -133,8 +133,11 @@ export class Locks {
   flush(nodeid: number, ownerLow: number, ownerHigh: number): void {
     const list = this.#owners.get(nodeid);
     if (list === undefined) return;
-    const at = list.findIndex((slot) => this.#isOwner(slot, ownerLow, ownerHigh));
-    if (at >= 0) this.#drop(nodeid, list, at);
+    for (let at = 0; at < list.length; at++) {
+      if (!this.#isOwner(list[at] as number, ownerLow, ownerHigh)) continue;
+      this.#drop(nodeid, list, at);
+      return;
+    }
   }
 
   /** An open file goes (RELEASE): what was locked through it and is still there belonged to it alone (F_OFD_SETLK in the guest). */
@@ -151,9 +154,12 @@ export class Locks {
 
   /** INTERRUPT of a request that waits: it ends with EINTR. */
   interrupt(uniqueLow: number, uniqueHigh: number): void {
-    if (this.#waiting.length === 0) return;
-    const at = this.#waiting.findIndex(({ lock }) => lock.uniqueLow === uniqueLow && lock.uniqueHigh === uniqueHigh);
-    if (at >= 0) this.#end(at, -EINTR);
+    for (let at = 0; at < this.#waiting.length; at++) {
+      const { lock } = this.#waiting[at] as Wait;
+      if (lock.uniqueLow !== uniqueLow || lock.uniqueHigh !== uniqueHigh) continue;
+      this.#end(at, -EINTR);
+      return;
+    }
   }
 
   /** All waits end with this result. */
@@ -230,7 +236,13 @@ export class Locks {
 
   /** The record of a lock's owner for a file, or 0. */
   #find(nodeid: number, lock: Lock): number {
-    return this.#owners.get(nodeid)?.find((slot) => this.#isOwner(slot, lock.ownerLow, lock.ownerHigh)) ?? 0;
+    const list = this.#owners.get(nodeid);
+    if (list === undefined) return 0;
+    for (let at = 0; at < list.length; at++) {
+      const slot = list[at] as number;
+      if (this.#isOwner(slot, lock.ownerLow, lock.ownerHigh)) return slot;
+    }
+    return 0;
   }
 
   /** A new owner gets its descriptor; -ENOLCK when there are too many. */
