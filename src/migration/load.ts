@@ -3,10 +3,12 @@
  * is looked at, paths are walked below the shared directory alone, and a handle is one of a mount that was reached so.
  */
 import { arena, arenaAlloc, arenaFree, EMPTY_NAME, native } from 'vhost-user-ts/native';
+import type { Lock } from '../fs/filesystem.js';
 import { HandleFlag, Kind } from '../fs/handles.js';
 import { ROOT_NODEID, ROOT_SLOT } from '../fs/inodes.js';
 import {
   AT_EMPTY_PATH,
+  EAGAIN,
   EROFS,
   ESTALE,
   O_ACCMODE,
@@ -30,7 +32,7 @@ import { type ServerOptions, type Session, takeOver } from '../fuse/init.js';
 import type { FuseServer } from '../fuse/server.js';
 import { FSNOTIFY_ALL, type Fsnotify } from '../watch/fsnotify.js';
 import { mountDescriptor, Opener, typeOf } from './paths.js';
-import { Found, HandleRecord, InodeRecord, MAGIC_HIGH, MAGIC_LOW, padded, RecordType, VERSION } from './stream.js';
+import { Found, HandleRecord, InodeRecord, LockRecord, MAGIC_HIGH, MAGIC_LOW, padded, RecordType, VERSION } from './stream.js';
 
 const { u8, u32, f64 } = arena;
 
@@ -56,6 +58,9 @@ export class Loader {
   inodes = 0;
   handles = 0;
   watches = 0;
+  locks = 0;
+  /** Locks that somebody else still has; the source, most likely. */
+  locksTaken = 0;
   /** What could not be had, with `guest-error`; and the first of it in words. */
   lost = 0;
   reason = '';
@@ -95,6 +100,8 @@ export class Loader {
         return this.#inode(at, bytes);
       case RecordType.handle:
         return this.#open(at, bytes);
+      case RecordType.lock:
+        return this.#lock(at, bytes);
       case RecordType.watch:
         return this.#watch(at, bytes);
       default:
@@ -244,6 +251,38 @@ export class Loader {
     return undefined;
   }
 
+  #lock(at: number, bytes: number): string | undefined {
+    if (bytes !== LockRecord.bytes) return corrupt('LOCK');
+    const nodeid = f64[at >> 3] as number;
+    const fh = f64[(at >> 3) + 1] as number;
+    const word = (offset: number) => u32[(at + offset) >> 2] as number;
+    const lock: Lock = {
+      ownerLow: word(LockRecord.ownerLow),
+      ownerHigh: word(LockRecord.ownerHigh),
+      startLow: word(LockRecord.startLow),
+      startHigh: word(LockRecord.startHigh),
+      endLow: word(LockRecord.endLow),
+      endHigh: word(LockRecord.endHigh),
+      type: word(LockRecord.type),
+      pid: word(LockRecord.pid),
+      flock: word(LockRecord.flock) !== 0,
+      uniqueLow: 0,
+      uniqueHigh: 0,
+    };
+    const { locks, handles } = this.#share;
+    if (lock.type > 1 || handles.find(fh, nodeid, Kind.file) < 0) return corrupt('LOCK');
+    this.locks++;
+    const error = locks.takeOver(nodeid, fh, lock);
+    if (error === -EAGAIN) this.locksTaken++;
+    else if (error < 0) {
+      const reason = `a lock cannot be set here (errno ${-error})`;
+      if (this.#options.onError === 'abort') return `${reason} (--migration-on-error=guest-error would go on without it)`;
+      this.lost++;
+      if (this.reason === '') this.reason = reason;
+    }
+    return undefined;
+  }
+
   #watch(at: number, bytes: number): string | undefined {
     const fsnotify = this.#fsnotify;
     if (bytes !== 16 || this.#session?.fsnotify !== true || fsnotify === undefined) return corrupt('WATCH');
@@ -258,7 +297,8 @@ export class Loader {
 
   #end(at: number, bytes: number): string | undefined {
     const i = at >> 2;
-    if (bytes !== 16 || u32[i] !== this.inodes || u32[i + 1] !== this.handles || u32[i + 2] !== this.watches) return corrupt('END');
+    if (bytes !== 16 || u32[i] !== this.inodes || u32[i + 1] !== this.handles || u32[i + 2] !== this.watches || u32[i + 3] !== this.locks)
+      return corrupt('END');
     if (this.#session?.fsnotify) {
       if (this.watches === 0) this.#server.resumeEvents();
       this.#fsnotify?.notifier.overflow();

@@ -121,7 +121,7 @@ export class Migration {
 
   #saving(fd: number): Transfer {
     const out = new StateWriter();
-    const saved: Saved = { inodes: 0, handles: 0, watches: 0, lost: 0, reason: '' };
+    const saved: Saved = { inodes: 0, handles: 0, watches: 0, locks: 0, lost: 0, reason: '' };
     const records = save(this.#server.session, this.#share, this.#fsnotify, this.#options, out, saved);
     let done = false;
     const step = (): boolean => {
@@ -151,6 +151,11 @@ export class Migration {
       if (n === 0) {
         if (!loader.complete || input.rest) return this.#fail('the state is damaged (it ends too early)');
         if (loader.lost > 0) this.#log('warn', `live migration: ${loader.lost} inodes and open files are lost: ${loader.reason}`);
+        if (loader.locksTaken > 0)
+          this.#log(
+            'info',
+            `live migration: ${loader.locksTaken} locks are set when whoever has them, the source most likely, lets them go`,
+          );
         this.#log('info', `live migration: took over ${counts(loader)}`);
         this.#finish('well');
         return false;
@@ -172,6 +177,6 @@ export class Migration {
   }
 }
 
-function counts({ inodes, handles, watches }: { inodes: number; handles: number; watches: number }): string {
-  return `${inodes} inodes, ${handles} open files, ${watches} watches`;
+function counts({ inodes, handles, locks, watches }: Pick<Saved, 'inodes' | 'handles' | 'locks' | 'watches'>): string {
+  return `${inodes} inodes, ${handles} open files, ${locks} locks, ${watches} watches`;
 }

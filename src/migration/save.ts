@@ -1,5 +1,6 @@
 /** Writes the state of a session: what the guest holds of us, in the records of stream.ts. */
 import { arena, EMPTY_NAME, native } from 'vhost-user-ts/native';
+import type { Lock } from '../fs/filesystem.js';
 import { Kind } from '../fs/handles.js';
 import { Inode, ROOT_SLOT, SHIFT } from '../fs/inodes.js';
 import { AT_EMPTY_PATH, ESTALE, S_IFDIR, Statx } from '../fs/linux.js';
@@ -11,6 +12,7 @@ import {
   Found,
   HandleRecord,
   InodeRecord,
+  LockRecord,
   MAGIC_HIGH,
   MAGIC_LOW,
   PATH_BYTES,
@@ -38,6 +40,7 @@ export interface Saved {
   inodes: number;
   handles: number;
   watches: number;
+  locks: number;
   /** Inodes and open files that the destination cannot have, and what the first of them is. */
   lost: number;
   reason: string;
@@ -70,13 +73,14 @@ export function* save(
     writeSession(session, share, out);
     yield* new InodeSaver(share, options, out, saved).run();
     yield* saveHandles(share, out, saved);
+    yield* saveLocks(share, out, saved);
     if (session.fsnotify && fsnotify !== undefined) yield* saveWatches(fsnotify, out, saved);
   }
   out.begin(RecordType.end);
   u32[out.body >> 2] = saved.inodes;
   u32[(out.body >> 2) + 1] = saved.handles;
   u32[(out.body >> 2) + 2] = saved.watches;
-  u32[(out.body >> 2) + 3] = 0;
+  u32[(out.body >> 2) + 3] = saved.locks;
   out.end(16);
   yield;
 }
@@ -262,6 +266,24 @@ function* saveHandles({ handles }: Share, out: StateWriter, saved: Saved): Gener
     u32[(out.body + HandleRecord.openFlags) >> 2] = handles.openFlags(slot);
     out.end(HandleRecord.bytes);
     saved.handles++;
+    if (out.full) yield;
+  }
+}
+
+/** LOCK. Nobody waits for one: requests that did were answered when the queues stopped. */
+function* saveLocks({ handles, locks }: Share, out: StateWriter, saved: Saved): Generator<void> {
+  const list: [nodeid: number, fh: number, lock: Lock][] = [];
+  locks.held((nodeid, file, lock) => list.push([nodeid, handles.fh(file), { ...lock }]));
+  for (const [nodeid, fh, lock] of list) {
+    out.begin(RecordType.lock);
+    f64[out.body >> 3] = nodeid;
+    f64[(out.body >> 3) + 1] = fh;
+    for (const name of ['ownerLow', 'ownerHigh', 'startLow', 'startHigh', 'endLow', 'endHigh', 'type', 'pid'] as const)
+      u32[(out.body + LockRecord[name]) >> 2] = lock[name];
+    u32[(out.body + LockRecord.flock) >> 2] = lock.flock ? 1 : 0;
+    u32[(out.body + LockRecord.flock + 4) >> 2] = 0;
+    out.end(LockRecord.bytes);
+    saved.locks++;
     if (out.full) yield;
   }
 }

@@ -7,7 +7,7 @@
  * ```
  *
  * In their order: START; nothing but END when the guest has no session; SESSION; MOUNTs, each before the first INODE that needs it,
- * and INODEs; HANDLEs; WATCHes; END, with the counts. What is not understood ends the transfer: a version is one number, and there
+ * and INODEs; HANDLEs; LOCKs; WATCHes; END, with the counts. What is not understood ends the transfer: a version is one number, and there
  * is no guessing. The bodies are described where they are written (save.ts); load.ts believes nothing of them.
  */
 import { arena, arenaAlloc, arenaFree } from 'vhost-user-ts/native';
@@ -19,7 +19,7 @@ export const MAGIC_LOW = 0x2d736676;
 export const MAGIC_HIGH = 0x3167696d;
 export const VERSION = 1;
 
-export const RecordType = { start: 1, session: 2, mount: 3, inode: 4, handle: 5, watch: 6, end: 7 } as const;
+export const RecordType = { start: 1, session: 2, mount: 3, inode: 4, handle: 5, lock: 6, watch: 7, end: 8 } as const;
 
 /** How an INODE is to be found at the destination. */
 export const Found = {
@@ -38,6 +38,20 @@ export const InodeRecord = { type: 16, found: 20, mount: 24, handleBytes: 28, ha
 
 /** Body of a HANDLE: f64 fh, f64 nodeid, and these words. */
 export const HandleRecord = { kind: 16, openFlags: 20, bytes: 24 } as const;
+
+/** Body of a LOCK: f64 nodeid, f64 fh of the file it was set through, and these words. */
+export const LockRecord = {
+  ownerLow: 16,
+  ownerHigh: 20,
+  startLow: 24,
+  startHigh: 28,
+  endLow: 32,
+  endHigh: 36,
+  type: 40,
+  pid: 44,
+  flock: 48,
+  bytes: 56,
+} as const;
 
 /** Most bytes of a body: a path and what is around it. */
 export const BODY_MAX = 32 << 10;

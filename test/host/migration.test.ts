@@ -1,6 +1,6 @@
 /** Live migration without a VMM: a guest's memory and rings stay, and one daemon's state goes to another. */
 import assert from 'node:assert/strict';
-import { execFileSync } from 'node:child_process';
+import { execFileSync, spawnSync } from 'node:child_process';
 import * as fs from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -9,7 +9,7 @@ import { Feature, features, VhostUserFrontend } from 'vhost-user-ts';
 import { loadState, MockDriver, MockMemory, saveState } from 'vhost-user-ts/testing';
 import { FsnotifyRecord, FsnotifyRecordFlag, InitFlag, InitFlag2, NotifyCode, Opcode, OutHeader } from '../../src/fuse/abi.js';
 import { FS_CREATE, FS_EVENT_ON_CHILD, FS_MODIFY } from '../../src/watch/mask.js';
-import { needsRoot, TestDaemon } from '../support/daemon.js';
+import { needsRoot, root, TestDaemon } from '../support/daemon.js';
 import { errnoOf, type FuseClient, LINUX_INIT_FLAGS, LINUX_INIT_FLAGS2 } from '../support/fuse-client.js';
 
 const { ENOENT, ESTALE, EBADF } = { ENOENT: 2, ESTALE: 116, EBADF: 9 };
@@ -117,8 +117,8 @@ for (const mode of ['find-paths', 'file-handles'] as const) {
           errnoOf(() => fuse.readdir(1, list)),
           EBADF,
         );
-        assert.match(a.log, /live migration: sent \d+ inodes, 3 open files, 0 watches/);
-        assert.match(b.log, /live migration: took over \d+ inodes, 3 open files, 0 watches/);
+        assert.match(a.log, /live migration: sent \d+ inodes, 3 open files, 0 locks, 0 watches/);
+        assert.match(b.log, /live migration: took over \d+ inodes, 3 open files, 0 locks, 0 watches/);
       });
     }
   }
@@ -323,7 +323,7 @@ describe('file events', () => {
     expectRecord(fuse, (record) => record.overflow);
     execFileSync('touch', [join(share, 'dir/new')]);
     expectRecord(fuse, ({ mask, name }) => mask === FS_CREATE && name === 'new');
-    assert.match(b.log, /took over \d+ inodes, 0 open files, 2 watches/);
+    assert.match(b.log, /took over \d+ inodes, 0 open files, 0 locks, 2 watches/);
   });
 
   test('a destination without them refuses', async () => {
@@ -333,6 +333,53 @@ describe('file events', () => {
     const fuse = a.session(init);
     assert.match(await refused(b, leave(fuse).state), /the guest makes use of HAS_FSNOTIFY that this daemon's options do not give it/);
   });
+});
+
+describe('locks', () => {
+  const F_WRLCK = 1;
+  const whole = { start: 0n, end: 2n ** 63n - 1n };
+
+  for (const sandbox of ['namespace', 'chroot', 'none'].filter((mode) => mode === 'namespace' || root)) {
+    test(`go along: --sandbox=${sandbox}`, async () => {
+      const share = tree(`locked-${sandbox}`);
+      const options = ['--posix-lock', '--flock', `--sandbox=${sandbox}`];
+      await using a = await TestDaemon.start(options, { share });
+      await using b = await TestDaemon.start(options, { share });
+      const fuse = a.session();
+      const file = fuse.lookup(1, 'file').nodeid;
+      const one = fuse.open(file, O_RDWR).fh;
+      fuse.setlk(file, one, 71, { start: 0n, end: 9n, type: F_WRLCK, pid: 1234 });
+      fuse.setlk(file, one, 72, { start: 100n, end: 2n ** 63n - 1n, type: 0, pid: 1235 });
+      const made = fuse.create(1, 'by flock', O_RDWR, 0o600);
+      fuse.setlk(made.entry.nodeid, made.open.fh, 73, { ...whole, type: F_WRLCK, pid: 1 }, 1);
+
+      migrate(fuse, b);
+      assert.match(a.log, /sent \d+ inodes, 2 open files, 3 locks/);
+      assert.match(b.log, /took over \d+ inodes, 2 open files, 3 locks/);
+      // The source lets go of them with its front end; then the destination has them.
+      const taken = () => spawnSync('flock', ['-n', join(share, 'by flock'), 'true']).status === 1;
+      await b.until(() => locksOf(b).length === 3);
+      assert.ok(taken());
+      // They are the owners' at the destination: another owner hears who has it, the owner itself can let it go.
+      const found = fuse.getlk(file, one, 99, { start: 0n, end: 5n, type: F_WRLCK, pid: 9 });
+      assert.deepEqual(found, { start: 0n, end: 9n, type: F_WRLCK, pid: 1234 });
+      fuse.setlk(file, one, 71, { start: 0n, end: 9n, type: 2, pid: 1234 });
+      fuse.setlk(file, one, 99, { start: 0n, end: 5n, type: F_WRLCK, pid: 9 });
+      fuse.setlk(made.entry.nodeid, made.open.fh, 73, { ...whole, type: 2, pid: 1 }, 1);
+      assert.ok(!taken());
+    });
+  }
+
+  /** Lines about locks of a daemon's descriptors. */
+  function locksOf(daemon: TestDaemon): string[] {
+    return fs.readdirSync(`/proc/${daemon.inside}/fdinfo`).flatMap((fd) => {
+      try {
+        return daemon.proc(`fdinfo/${fd}`).match(/^lock:.*$/gm) ?? [];
+      } catch {
+        return [];
+      }
+    });
+  }
 });
 
 test('what was negotiated goes on, or the migration is refused', async () => {
@@ -384,14 +431,14 @@ test('requests wait for the destination, and none is lost', async () => {
 describe('streams that are none', () => {
   test('cut anywhere, and with any byte changed: an error, or a session that is sound', async () => {
     const share = tree('damaged');
-    await using a = await TestDaemon.start(['--migration-verify-handles'], { share });
+    await using a = await TestDaemon.start(['--migration-verify-handles', '--posix-lock'], { share });
     const fuse = a.session({ flags2: LINUX_INIT_FLAGS2 | InitFlag2.HAS_FSNOTIFY });
     const file = fuse.lookup(1, 'file').nodeid;
     fuse.lookup(1, 'dir');
-    fuse.open(file);
+    fuse.setlk(file, fuse.open(file, O_RDWR).fh, 7, { start: 0n, end: 9n, type: 1, pid: 8 });
     fuse.fsnotify(1, FS_CREATE);
     const { state } = leave(fuse);
-    await using b = await TestDaemon.start(['--migration-on-error=guest-error', '--log-level=off'], { share });
+    await using b = await TestDaemon.start(['--migration-on-error=guest-error', '--posix-lock', '--log-level=off'], { share });
     // The front end stays: QEMU tries a migration as often as it likes.
     const frontend = destination(b);
     const seen = { good: 0, bad: 0 };

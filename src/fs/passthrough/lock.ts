@@ -10,7 +10,7 @@
  * wait costs no thread, and there is no limit but that of requests in flight (`Waits`). Owners that wait for each other in a circle
  * are not told so (EDEADLK), as it is with open file description locks.
  */
-import { arena, arenaAlloc, native } from 'vhost-user-ts/native';
+import { arena, arenaAlloc, arenaFree, arenaString, cString, native } from 'vhost-user-ts/native';
 import { type Lock, PENDING } from '../filesystem.js';
 import { Handle, HandleFlag, Kind } from '../handles.js';
 import { EACCES, EAGAIN, EBADF, EINTR, EINVAL, ENOLCK, O_ACCMODE, O_NOCTTY, O_NONBLOCK, O_RDONLY, O_RDWR } from '../linux.js';
@@ -47,6 +47,9 @@ export interface Waits {
   /** Ends one: its request is answered with `result`. */
   finish(job: number, result: number): void;
 }
+
+/** Instead of a job, of what was locked at another daemon: {@link Locks.takeOver}. */
+const NO_JOB = -1;
 
 interface Wait {
   readonly job: number;
@@ -124,6 +127,7 @@ export class Locks {
       handles.set(handle, Handle.through, file);
       if (lock.type !== F_UNLCK) handles.set(handle, Handle.pid, lock.pid);
     }
+    this.#giveUp(handle, lock);
     const result = this.#attempt(handle, lock);
     if (result === 0 && lock.type !== F_WRLCK) this.#changed(nodeid);
     return wait && isTaken(result) ? this.#wait(nodeid, handle, lock) : result;
@@ -162,13 +166,75 @@ export class Locks {
     }
   }
 
-  /** All waits end with this result. */
+  /** All requests that wait end with this result. */
   cancel(result: number): void {
-    while (this.#waiting.length > 0) this.#end(0, result);
+    for (let at = this.#waiting.length - 1; at >= 0; at--) if (this.#waiting[at]?.job !== NO_JOB) this.#end(at, result);
+  }
+
+  // --- live migration ---
+
+  /**
+   * Every lock that this guest holds, as the host's kernel lists them (/proc/PID/fdinfo, proc(5)).
+   * @param visit gets the open file that it was set through, and the lock, which is the same object each time
+   */
+  held(visit: (nodeid: number, file: number, lock: Lock) => void): void {
+    const { handles, session } = this.#share;
+    const lock: Lock = { ...NO_LOCK };
+    const list = (slot: number, file: number, flock: boolean) => {
+      lock.flock = flock;
+      for (const [, kind, type, start, end] of fdinfo(this.#share.procfd, handles.fd(slot)).matchAll(HELD)) {
+        if ((kind === 'FLOCK') !== flock) continue;
+        lock.type = type === 'WRITE' ? F_WRLCK : F_RDLCK;
+        const last = end === 'EOF' ? 2n ** 63n - 1n : BigInt(end as string);
+        lock.startLow = Number(BigInt(start as string) & 0xffffffffn);
+        lock.startHigh = Number(BigInt(start as string) >> 32n);
+        lock.endLow = Number(last & 0xffffffffn);
+        lock.endHigh = Number(last >> 32n);
+        visit(handles.nodeid(slot), file, lock);
+      }
+    };
+    handles.each(Kind.lock, (slot) => {
+      lock.ownerLow = handles.get(slot, Handle.ownerLow);
+      lock.ownerHigh = handles.get(slot, Handle.ownerHigh);
+      lock.pid = handles.get(slot, Handle.pid);
+      list(slot, handles.get(slot, Handle.through), false);
+    });
+    Object.assign(lock, NO_LOCK);
+    if (session.flock) handles.each(Kind.file, (slot) => list(slot, slot, true));
+    // What an earlier daemon has not let go of yet is the guest's all the same.
+    for (const { job, nodeid, handle, lock: wanted } of this.#waiting) {
+      if (job === NO_JOB) visit(nodeid, wanted.flock ? handle : handles.get(handle, Handle.through), wanted);
+    }
+  }
+
+  /**
+   * Sets a lock that the guest holds at another daemon. As long as that daemon has it, or somebody else, it is tried again.
+   * @returns 0: it is set; -EAGAIN: it will be; else the error
+   */
+  takeOver(nodeid: number, fh: number, lock: Lock): number {
+    const result = this.setlk(nodeid, fh, lock, false);
+    if (!isTaken(result)) return result;
+    const { handles } = this.#share;
+    const handle = lock.flock ? handles.find(fh, nodeid, Kind.file) : this.#find(nodeid, lock);
+    handles.hold(handle);
+    this.#waiting.push({ job: NO_JOB, nodeid, handle, lock: { ...lock } });
+    this.#delay = FIRST_DELAY;
+    this.#next = performance.now() + FIRST_DELAY;
+    return -EAGAIN;
+  }
+
+  /** The guest asks for something else, or the owner goes: locks of another daemon are tried for no more. `handle` 0: all of them. */
+  #giveUp(handle: number, lock?: Lock): void {
+    for (let at = this.#waiting.length - 1; at >= 0; at--) {
+      const wait = this.#waiting[at] as Wait;
+      if (wait.job !== NO_JOB || (handle !== 0 && wait.handle !== handle)) continue;
+      if (lock === undefined || lock.flock || overlap(lock, wait.lock)) this.#end(at, 0);
+    }
   }
 
   /** The session has ended, its handles are closed. */
   clear(): void {
+    this.#giveUp(0);
     this.#owners.clear();
     this.#ownerCount = 0;
   }
@@ -226,7 +292,7 @@ export class Locks {
   #end(at: number, result: number): void {
     const [{ job, handle }] = this.#waiting.splice(at, 1) as [Wait];
     this.#share.handles.unhold(handle);
-    (this.#waits as Waits).finish(job, result);
+    if (job !== NO_JOB) (this.#waits as Waits).finish(job, result);
   }
 
   #isOwner(slot: number, low: number, high: number): boolean {
@@ -281,6 +347,7 @@ export class Locks {
   #drop(nodeid: number, list: number[], at: number): void {
     const { handles } = this.#share;
     const slot = list[at] as number;
+    this.#giveUp(slot);
     if (handles.get(slot, Handle.inFlight) > 0) {
       const words = arena.u32.subarray(this.#flock >> 2, (this.#flock + Flock.bytes) >> 2).fill(0);
       words[0] = F_UNLCK;
@@ -315,6 +382,42 @@ export class Locks {
     }
     return 0;
   }
+}
+
+/** Locks of a descriptor: `lock:\t1: OFDLCK  ADVISORY  WRITE -1 08:01:2 0 EOF` (lock_get_status() in fs/locks.c). */
+const HELD = /^lock:\s+\d+: (OFDLCK|FLOCK)\s+ADVISORY\s+(READ|WRITE)\s+-?\d+ \S+ (\d+) (\d+|EOF)$/gm;
+
+const NO_LOCK: Readonly<Lock> = {
+  ownerLow: 0,
+  ownerHigh: 0,
+  startLow: 0,
+  startHigh: 0,
+  endLow: 0,
+  endHigh: 0,
+  type: 0,
+  pid: 0,
+  flock: false,
+  uniqueLow: 0,
+  uniqueHigh: 0,
+};
+
+/** What the kernel says of a descriptor of this process; empty when it does not. */
+function fdinfo(procfd: number, fd: number): string {
+  const file = native.openat(procfd, cString(`../fdinfo/${fd}`), O_RDONLY, 0);
+  if (file < 0) return '';
+  const size = 4096;
+  const at = arenaAlloc(size);
+  let text = '';
+  for (let n = native.read(file, at, size); n > 0; n = native.read(file, at, size)) text += arenaString(at, n);
+  arenaFree(at, size);
+  native.close(file);
+  return text;
+}
+
+function overlap(a: Lock, b: Lock): boolean {
+  const before = (endLow: number, endHigh: number, startLow: number, startHigh: number) =>
+    endHigh < startHigh || (endHigh === startHigh && endLow < startLow);
+  return !before(a.endLow, a.endHigh, b.startLow, b.startHigh) && !before(b.endLow, b.endHigh, a.startLow, a.startHigh);
 }
 
 function isTaken(result: number): boolean {

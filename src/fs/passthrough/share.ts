@@ -472,8 +472,8 @@ export class Share {
   /** Forgets all inodes but the root and closes all handles (those in use when their job ends). */
   reset(): void {
     this.locks.cancel(-EINTR);
-    this.handles.releaseAll();
     this.locks.clear();
+    this.handles.releaseAll();
     for (let slot = ROOT_SLOT + 1; slot < this.inodes.top; slot++) {
       if (!this.inodes.live(slot)) continue;
       // The session's watches are gone already: no word to the watcher for each inode.
