@@ -424,7 +424,8 @@ function serverOptions(config: Config) {
     allowMmap: config.allowMmap,
     posixLock: config.posixLock,
     flock: config.flock,
-    exportSupport: config.exportSupport,
+    // The agent opens directories by their nodeid, and the guest's kernel then asks for those that they are in.
+    exportSupport: config.exportSupport || config.agentToken !== undefined,
     allowIdmap: config.agentToken === undefined,
   };
 }

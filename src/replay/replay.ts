@@ -33,6 +33,18 @@ import {
   Statx,
 } from '../fs/linux.js';
 import {
+  FS_ATTRIB,
+  FS_CLOSE_WRITE,
+  FS_CREATE,
+  FS_DELETE,
+  FS_DELETE_SELF,
+  FS_EVENT_ON_CHILD,
+  FS_MODIFY,
+  FS_MOVE_SELF,
+  FS_MOVED_FROM,
+  FS_MOVED_TO,
+} from '../watch/mask.js';
+import {
   AUTH,
   AuthIn,
   AuthOut,
@@ -66,6 +78,20 @@ const WATCH_BYTES = 64 << 10;
 const VIEW_MAX = 65_536;
 /** What a replayed change of attributes may ask for: times of which one is given, or a mode. FATTR_CTIME comes with each. */
 const HARMLESS = FATTR_MODE | FATTR_ATIME | FATTR_MTIME | FATTR_FH | 1024;
+/** What may matter of a directory that somebody has looked into: changes, for so long (ns) and of so many directories. */
+const EXPECTED =
+  FS_MODIFY |
+  FS_ATTRIB |
+  FS_CLOSE_WRITE |
+  FS_CREATE |
+  FS_DELETE |
+  FS_MOVED_FROM |
+  FS_MOVED_TO |
+  FS_DELETE_SELF |
+  FS_MOVE_SELF |
+  FS_EVENT_ON_CHILD;
+const EXPECTED_NS = 3e9;
+const EXPECTED_MAX = 2048;
 /** A process that makes requests is named to the agent so often, in nanoseconds. */
 const LOOK_AGAIN = 50e6;
 
@@ -142,6 +168,9 @@ export class Replay {
   readonly #looks = arenaAlloc(4 * LOOK_MAX);
   #lookCount = 0;
   #lastPid = 0;
+  /** Watches that the agent has reported; and directories that are watched in case it will, with the time until when. The oldest come first. */
+  readonly #reported = new Set<number>();
+  readonly #expected = new Map<number, number>();
 
   /** Handle of the open control file, 0: closed. */
   #open = 0;
@@ -203,8 +232,13 @@ export class Replay {
           if (is(name, stagingName)) return agent() ? this.#special(STAGING_NODE, S_IFDIR | 0o700) : -ENOENT;
         }
         if (agent()) return this.#lookup(parent, name, nameLength);
-        if (this.#thread !== 0) this.#look();
-        return fs.lookup(parent, name, nameLength);
+        const result = fs.lookup(parent, name, nameLength);
+        if (this.#thread !== 0) {
+          this.#expect(parent);
+          if (result === 0 && ((u16[(fs.attr + Statx.mode) >> 1] as number) & S_IFMT) === S_IFDIR) this.#expect(fs.entry.nodeid);
+          this.#look();
+        }
+        return result;
       },
       forget: (nodeid, nlookup) => {
         if (Phantoms.is(nodeid)) this.#phantoms.forget(nodeid, nlookup);
@@ -220,7 +254,11 @@ export class Replay {
         return this.#created(parent, name) ?? refuse();
       },
       mkdir: (parent, name, mode, umask) => {
-        if (!agent()) return ours(parent, name) ? -EPERM : fs.mkdir(parent, name, mode, umask);
+        if (!agent()) {
+          const result = ours(parent, name) ? -EPERM : fs.mkdir(parent, name, mode, umask);
+          if (result === 0 && this.#thread !== 0) this.#expect(fs.entry.nodeid);
+          return result;
+        }
         return this.#created(parent, name) ?? refuse();
       },
       symlink: (parent, name, target) => {
@@ -248,8 +286,12 @@ export class Replay {
         return agent() ? (this.#opened() ?? refuse()) : fs.open(nodeid, flags, killPriv);
       },
       opendir: (nodeid, flags) => {
-        if (agent()) return this.#opened() ?? refuse();
-        if (this.#thread !== 0) this.#look();
+        // Looking for the name of a directory, the guest's kernel reads the one that it is in.
+        if (agent()) return this.#opened() ?? fs.opendir(nodeid, flags);
+        if (this.#thread !== 0) {
+          this.#expect(nodeid);
+          this.#look();
+        }
         return fs.opendir(nodeid, flags);
       },
       create: (parent, name, flags, mode, umask, killPriv) =>
@@ -306,6 +348,8 @@ export class Replay {
     this.#thread = 0;
     this.#lookCount = 0;
     this.#looked.clear();
+    this.#reported.clear();
+    this.#expected.clear();
     this.#events.endAgent();
     this.#log('info', `the replay agent in the guest is disconnected: ${why}`);
   }
@@ -368,10 +412,31 @@ export class Replay {
     if (native.gather(iov, count, this.#in, skip + length) !== skip + length) return -EINVAL;
     for (let at = this.#in + skip; at < this.#in + skip + length; at += WatchIn.bytes) {
       const mask = ((u32[(at + WatchIn.mask) >> 2] as number) & this.#events.supportedLow) >>> 0;
+      const nodeid = number64(at + WatchIn.nodeid);
+      this.#expected.delete(nodeid);
+      if (mask === 0) this.#reported.delete(nodeid);
+      else this.#reported.add(nodeid);
       // Objects that are gone meanwhile, or of the agent's own making, are not worth a word.
-      this.#events.watch(number64(at + WatchIn.nodeid), u32[(at + WatchIn.generation) >> 2] as number, mask, 0, 0);
+      this.#events.watch(nodeid, u32[(at + WatchIn.generation) >> 2] as number, mask, 0, 0);
     }
     return length;
+  }
+
+  /**
+   * Somebody has looked into a directory, and may watch it or what is in it before the agent finds that out. What happens there from now on is
+   * replayed: where nobody watches that is in vain, where somebody has begun to watch nothing is missed.
+   */
+  #expect(nodeid: number): void {
+    if (this.#reported.has(nodeid) || Phantoms.is(nodeid)) return;
+    const expected = this.#expected;
+    const now = native.monotonic();
+    if (!expected.delete(nodeid)) this.#events.watch(nodeid, 0, (EXPECTED & this.#events.supportedLow) >>> 0, 0, 0);
+    expected.set(nodeid, now + EXPECTED_NS);
+    for (const [oldest, until] of expected) {
+      if (until > now && expected.size <= EXPECTED_MAX) break;
+      expected.delete(oldest);
+      this.#events.watch(oldest, 0, 0, 0, 0);
+    }
   }
 
   /** A process makes requests that may come before a watch of it. */

@@ -99,12 +99,17 @@ void say(const char *format, ...) __attribute__((format(printf, 1, 2)));
 double now_ms(void);
 /* An O_PATH descriptor of an inode that the kernel has in its cache, by its number in FUSE; -1 with errno. */
 int open_node(uint64_t nodeid, uint32_t generation);
+/*
+ * Whether what is open is a directory, as far as the kernel knows. It must not ask the daemon, which would say that a removed file has no link
+ * any more: the file would end before that is replayed.
+ */
+bool is_directory(int fd);
 /* The number in FUSE of what is open, 0 when it is not on the mount. */
 uint64_t node_of(int fd);
 
 /* watches.c */
-/* A descriptor that is held of a watched directory, or -1. */
-int watched_fd(uint64_t nodeid);
+/* A descriptor of a directory, which is held; -1: the kernel does not know it, or it is none. */
+int directory_fd(uint64_t nodeid, uint32_t generation);
 /* Closes it: the directory is about to end. */
 void release_fd(uint64_t nodeid);
 /* Whether the directory that a watched object is in is watched, too, with this event of what is in it. */

@@ -91,6 +91,13 @@ int open_node(uint64_t nodeid, uint32_t generation)
 	return open_by_handle_at(control, &handle.head, O_PATH | O_CLOEXEC);
 }
 
+bool is_directory(int fd)
+{
+	struct statx stx;
+
+	return statx(fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_TYPE, &stx) == 0 && S_ISDIR(stx.stx_mode);
+}
+
 uint64_t node_of(int fd)
 {
 	union handle handle = { .fuse = { .bytes = sizeof(handle.fuse.words) } };

@@ -120,11 +120,7 @@ static bool take(struct place *place, uint64_t nodeid, uint32_t generation)
 {
 	place->nodeid = nodeid;
 	place->ours = false;
-	place->fd = watched_fd(nodeid);
-	if (place->fd >= 0)
-		return true;
-	place->ours = true;
-	place->fd = open_node(nodeid, generation);
+	place->fd = directory_fd(nodeid, generation);
 	return place->fd >= 0;
 }
 
@@ -328,8 +324,7 @@ static int move_self(const struct event *e)
 	fd = open_node(e->nodeid, e->generation);
 	if (fd < 0)
 		return 0;
-	struct stat st;
-	bool isdir = fstat(fd, &st) == 0 && S_ISDIR(st.st_mode);
+	bool isdir = is_directory(fd);
 	close(fd);
 	result = begin(OP_RENAME, isdir, &from, stage, strlen(stage), &to, other, strlen(other), e->nodeid, 0, NULL);
 	if (result > 0)
@@ -348,15 +343,13 @@ struct subject {
 
 static bool subject_of(const struct event *e, struct subject *s)
 {
-	struct stat st;
-
 	*s = (struct subject){ .name = e->name, .length = e->length, .child = e->length ? e->child : e->nodeid, .isdir = e->mask & FS_ISDIR };
 	if (e->length)
 		return take(&s->parent, e->nodeid, e->generation);
 	s->parent = (struct place){ .fd = open_node(e->nodeid, e->generation), .ours = true };
 	if (s->parent.fd < 0)
 		return false;
-	s->isdir = fstat(s->parent.fd, &st) == 0 && S_ISDIR(st.st_mode);
+	s->isdir = is_directory(s->parent.fd);
 	return true;
 }
 
@@ -608,10 +601,9 @@ int replay(const char *message, size_t length)
 		}
 		holding = held_end = false;
 		int fd = open_node(d->child, 0);
-		struct stat st;
 		if (fd < 0)
 			return 0; /* it has ended */
-		bool isdir = fstat(fd, &st) == 0 && S_ISDIR(st.st_mode);
+		bool isdir = is_directory(fd);
 		close(fd);
 		struct event e = { .nodeid = d->parent, .child = d->child, .mask = FS_DELETE | (isdir ? FS_ISDIR : 0),
 				   .name = d->name, .length = d->namelen };

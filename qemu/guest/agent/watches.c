@@ -113,7 +113,6 @@ static void learn_name(struct watch *w, int fd)
 static struct watch *add(uint64_t nodeid, uint32_t generation)
 {
 	struct watch *w = calloc(1, sizeof(*w));
-	struct stat st;
 	int fd;
 
 	if (!w)
@@ -131,7 +130,7 @@ static struct watch *add(uint64_t nodeid, uint32_t generation)
 		return w;
 	learn_name(w, fd);
 	/* A directory that is renamed away and forgotten could not be opened later. */
-	if (fstat(fd, &st) == 0 && S_ISDIR(st.st_mode))
+	if (is_directory(fd))
 		w->fd = fd;
 	else
 		close(fd);
@@ -152,11 +151,17 @@ static void drop(struct watch *w)
 	free(w);
 }
 
-int watched_fd(uint64_t nodeid)
+int directory_fd(uint64_t nodeid, uint32_t generation)
 {
 	struct watch *w = find(nodeid);
 
-	return w ? w->fd : -1;
+	/*
+	 * One that is not known to be watched stays, too, until the next look at everything: opening it by its number makes the kernel
+	 * forget its name when it is closed (fuse_get_dentry(), fuse_dentry_delete()), and then it might not be opened again.
+	 */
+	if (!w)
+		w = add(nodeid, generation);
+	return w->fd;
 }
 
 void release_fd(uint64_t nodeid)
@@ -319,7 +324,7 @@ static int report(bool all)
 				records[n++] = (struct watch_in){ w->nodeid, w->generation, mask };
 				w->reported = mask;
 			}
-			if (!mask)
+			if (!mask && all)
 				drop(w);
 			if (n == REPORT) {
 				if (write(control, records, n * sizeof(records[0])) != (ssize_t)(n * sizeof(records[0])))
