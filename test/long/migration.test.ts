@@ -3,10 +3,12 @@
  * and watches; to a file and back; and stays where it is when it cannot go.
  */
 import assert from 'node:assert/strict';
+import { spawnSync } from 'node:child_process';
 import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, describe, it } from 'node:test';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { script } from '../../qemu/checks.js';
 import { bootGuest, type Command, type Daemon, type Guest, startDaemon } from '../../qemu/guest.js';
 import { buildFsnotify, Watcher } from '../support/fsnotify.js';
@@ -32,7 +34,7 @@ describe('live migration in QEMU', { timeout: 900_000 }, () => {
   let guest: Guest;
 
   async function machine(options: string[], incoming: boolean): Promise<{ daemon: Daemon; guest: Guest }> {
-    const made = await startDaemon({ shareDir: share, options: ['--migration-on-error=abort', ...options] });
+    const made = await startDaemon({ shareDir: share, options: ['--migration-on-error=abort', '--posix-lock', '--flock', ...options] });
     started.push(made);
     const box = await bootGuest({
       kind: 'qemu',
@@ -110,12 +112,22 @@ describe('live migration in QEMU', { timeout: 900_000 }, () => {
     watcher.close();
   });
 
-  it('by file handles, with a deleted file open', async (t) => {
+  it('by file handles, with a deleted file open, and a lock', async (t) => {
     const shell = await holdDeleted();
+    const holder = guest.spawn('exec 4>/mnt/locked && flock 4 && echo locked && read x && exec 4>&- && echo free && read x');
+    await holder.waitForLine('locked', { timeoutMs: 60_000 });
+    const taken = () => spawnSync('flock', ['-n', join(share, 'locked'), 'true']).status === 1;
+    assert.ok(taken());
     const fio = guest.spawn(FIO);
     await fio.waitForLine('Starting', { timeoutMs: 60_000 });
     const downtime = await move([]);
-    t.diagnostic(`stood still for ${downtime} ms`);
+    t.diagnostic(`stood still for ${downtime} ms; ${daemon.log.find((line) => line.includes('took over'))}`);
+    for (const end = Date.now() + 10_000; !taken() && Date.now() < end; await sleep(20));
+    assert.ok(taken(), 'by the destination, since the source is gone');
+    void holder.write('go on\n');
+    await holder.waitForLine('free', { timeoutMs: 60_000 });
+    assert.ok(!taken());
+    holder.kill();
     void shell.write('go on\n');
     await shell.waitForLine('the contents', { timeoutMs: 60_000 });
     assert.equal((await fio.ended).status, 0, fio.lines.map(({ text }) => text).join('\n'));
