@@ -11,7 +11,7 @@ import { parse } from '../support/watch-guest.js';
 import { type Case, must, type Target } from './engine.js';
 import type { Random } from './random.js';
 import { anyRequest, FIELDS, HUGE, type OpName, type RequestStep, USERS } from './requests.js';
-import { openFds, Rig, type RigOptions } from './rig.js';
+import { lastFds, openFds, Rig, type RigOptions } from './rig.js';
 import { type FuzzShare, NAMES } from './share.js';
 
 /** Somebody on the host does something. */
@@ -1017,7 +1017,7 @@ export class FuseTarget implements Target<FuseStep> {
       if (readonly) must(share.contents() === before, 'a read-only share has changed');
       this.#left[index] = (this.#left[index] ?? 0) + openFds() - fds;
       // What a mount needs is opened once.
-      must(this.#left[index] < 64, () => `${this.#left[index]} descriptors are left`);
+      must(this.#left[index] < 64, () => `${this.#left[index]} descriptors are left: ${lastFds()}`);
     } catch (error) {
       // The next case begins with a daemon that has not seen this one.
       this.#guests[index] = undefined;

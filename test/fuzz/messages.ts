@@ -22,7 +22,7 @@ import { Opcode } from '../../src/fuse/abi.js';
 import { type Case, must, type Target } from './engine.js';
 import type { Random } from './random.js';
 import { HUGE } from './requests.js';
-import { openFds, Rig, type RigOptions } from './rig.js';
+import { lastFds, openFds, Rig, type RigOptions } from './rig.js';
 
 /** Descriptors that a message can bring. */
 const FD_KINDS = [
@@ -444,7 +444,7 @@ export class MessageTarget implements Target<Step> {
       device.end();
       device.rig.share.checkOutside();
       this.#fds += openFds() - fds;
-      must(this.#fds < 64, () => `${this.#fds} descriptors are left`);
+      must(this.#fds < 64, () => `${this.#fds} descriptors are left: ${lastFds()}`);
     } catch (error) {
       this.#devices[index] = undefined;
       this.#fds = 0;

@@ -2,7 +2,7 @@
  * The daemon without its process: the real device, FUSE server and file system over a real directory, and a front end with a
  * driver, all in one thread, so that a case runs the same way each time.
  */
-import { readdirSync } from 'node:fs';
+import { readdirSync, readlinkSync } from 'node:fs';
 import { VhostUserBackend, VhostUserFrontend, WaitLoop } from 'vhost-user-ts';
 import { native } from 'vhost-user-ts/native';
 import { MockDriver, MockMemory } from 'vhost-user-ts/testing';
@@ -20,6 +20,8 @@ import { Finding } from './engine.js';
 import { FuzzShare } from './share.js';
 
 const POLLIN = 1;
+/** A job takes no time, but the machine may be busy. */
+const JOB_MS = 60_000;
 
 /** How a daemon was started, and what its VMM offers. */
 export interface RigOptions {
@@ -137,7 +139,7 @@ export class Rig {
   job(): boolean {
     if (this.#offload.pending === 0) return false;
     const before = this.#offload.pending;
-    if (native.poll(this.#offload.eventfd, POLLIN, 5000) <= 0) throw new Finding('a job does not end');
+    if (native.poll(this.#offload.eventfd, POLLIN, JOB_MS) <= 0) throw new Finding('a job does not end');
     native.eventfdRead(this.#offload.eventfd);
     this.device.completions();
     return this.#offload.pending < before || this.job();
@@ -151,6 +153,22 @@ export class Rig {
     this.memory.close();
     this.share.close();
   }
+}
+
+/** What the descriptors that were opened last lead to, for people. */
+export function lastFds(): string {
+  const fds = readdirSync('/proc/self/fd').map(Number);
+  fds.sort((a, b) => b - a);
+  return fds
+    .slice(0, 40)
+    .map((fd) => {
+      try {
+        return `${fd} ${readlinkSync(`/proc/self/fd/${fd}`)}`;
+      } catch {
+        return ''; // the one that the list was read by
+      }
+    })
+    .join(', ');
 }
 
 /** Descriptors that this process has open. */

@@ -12,7 +12,7 @@ import { Opcode } from '../../src/fuse/abi.js';
 import { type Case, must, type Target } from './engine.js';
 import type { Random } from './random.js';
 import { HUGE } from './requests.js';
-import { openFds, Rig } from './rig.js';
+import { lastFds, openFds, Rig } from './rig.js';
 import type { Scribble } from './scribbler.js';
 
 const QUEUE_SIZE = 16;
@@ -398,7 +398,7 @@ export class RingTarget implements Target<RingStep> {
       rings.end();
       rings.rig.share.checkOutside();
       this.#fds += openFds() - fds;
-      must(this.#fds < 64, () => `${this.#fds} descriptors are left`);
+      must(this.#fds < 64, () => `${this.#fds} descriptors are left: ${lastFds()}`);
     } catch (error) {
       this.#devices[index] = undefined;
       this.#fds = 0;
