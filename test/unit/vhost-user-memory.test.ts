@@ -125,6 +125,10 @@ describe('the front end’s own addresses', () => {
     assert.equal(memory.viewUser(0x7f00_0000_0000 + 3 * PAGE - 4, 8), undefined, 'over the end');
     assert.equal(memory.viewUser(0x7f00_0000_0000 - 4, 8), undefined, 'before the start');
     assert.equal(memory.viewUser(PAGE, 8), undefined, 'a guest address');
+    add(0x2000_0000, PAGE, { mmapOffset: 8 });
+    assert.equal(memory.viewUser(0x7f00_2000_0000, 64), undefined, 'what is aligned for the front end is not for us');
+    add(0x3000_0000, PAGE, { mmapOffset: 8, userAddress: 0x7f00_3000_0008 });
+    assert.notEqual(memory.viewUser(0x7f00_3000_0010, 64), undefined, 'the same page offset on both sides');
   });
 
   it('name guest addresses', () => {

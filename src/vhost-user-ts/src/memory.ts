@@ -31,6 +31,8 @@ interface Region extends RegionSpec {
 
 const LOG_PAGE_SHIFT = 12;
 const EXACT = 2 ** 53;
+/** Of a descriptor table, the strictest of the three (virtio 1.2, 2.7). */
+const RING_ALIGNMENT = 16;
 /** An ArrayBuffer ends at 4 GiB, and indexes are fastest within 31 bits. */
 const WINDOW_BYTES = 2 ** 31;
 const NO_WORDS = new Uint32Array(0);
@@ -209,12 +211,14 @@ export class GuestMemory {
 
   /**
    * A view of `length` bytes at a front-end user address, for a ring: external memory, detached when its region goes.
-   * @returns undefined when the bytes do not lie within one region.
+   * @returns undefined when the bytes do not lie within one region, or a mapping that is shifted against the addresses would
+   *   put what is aligned there elsewhere: atomic accesses of the rings fault then on some processors.
    */
   viewUser(userAddress: number, length: number): ArrayBuffer | undefined {
     for (const region of this.#regions) {
       const offset = userAddress - region.userAddress;
       if (offset < 0 || offset + length > region.size) continue;
+      if ((region.address - region.userAddress) % RING_ALIGNMENT !== 0) return undefined;
       const slack = region.address - native.regionAddress(region.id);
       return native.regionBuffer(region.id, offset + slack, length);
     }
