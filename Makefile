@@ -118,7 +118,8 @@ lint: node_modules/.package-lock.json
 	@npx biome ci --error-on-warnings .
 
 .PHONY: test-host
-test-host: all
+# What its tests make, too, is made before: they run side by side.
+test-host: all man completions build/sbom.json
 	$(call need,strace,strace,to count system calls)
 	@qemu/setup.sh packages "shells, man, systemd and lintian, to test completions, man page, units and packages" man-db mandoc bsdutils zsh fish systemd python3 g++ make lintian dpkg-dev
 	$(NODE_TEST) $(call tests_in,unit native host)
