@@ -33,6 +33,8 @@ async function run(command: (typeof COMMANDS)[number], argv: readonly string[]):
   switch (command.name) {
     case 'events':
       return (await import('./commands/events.js')).events(command, argv);
+    case 'top':
+      return (await import('./commands/top.js')).top(command, argv);
     case 'doctor':
       return (await import('./commands/doctor.js')).doctor(command, argv);
   }

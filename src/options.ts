@@ -524,6 +524,16 @@ export const COMMANDS = [
     options: [{ name: 'json', summary: 'Lines of JSON' }],
   },
   {
+    name: 'top',
+    argument: ADDRESS,
+    summary: 'Shows requests, their times, caches, watches and events, live',
+    details: `${ADDRESS_IS}. At a terminal the view is refreshed in place, and q ends it; elsewhere one follows the other`,
+    options: [
+      { name: 'count', short: 'n', value: 'N', summary: 'Ends after N views' },
+      { name: 'interval', short: 'i', value: 'SECONDS', summary: 'Time between views, 0.1 to 3600; default: 2' },
+    ],
+  },
+  {
     name: 'doctor',
     summary: 'Says what will work on this host, and what to do about the rest',
     details:

@@ -30,14 +30,15 @@ export class Terminal {
     for (const end = performance.now() + timeout; ; await sleep(5)) {
       const match = pattern.exec(this.output.slice(from));
       if (match !== null) return match;
-      if (performance.now() > end || this.status !== undefined) assert.fail(`${pattern} does not come: ${JSON.stringify(this.output)}`);
+      if (performance.now() > end || this.status !== undefined)
+        assert.fail(`${pattern} does not come: ${JSON.stringify(this.output.slice(-2000))}`);
     }
   }
 
   /** Waits for its end; the exit status. */
   async end(timeout = 20_000): Promise<number | null> {
     for (const end = performance.now() + timeout; this.status === undefined; await sleep(5)) {
-      if (performance.now() > end) assert.fail(`does not end: ${JSON.stringify(this.output)}`);
+      if (performance.now() > end) assert.fail(`does not end: ${JSON.stringify(this.output.slice(-2000))}`);
     }
     return this.status;
   }
