@@ -14,16 +14,14 @@ after(() => rmSync(folder, { recursive: true, force: true }));
 const socket = join(folder, 'metrics');
 
 async function machine(): Promise<Setup> {
-  const agent = withAgent(folder);
   const setup = await setUp({
     kind: 'uml',
     kernel: '7.2-plain',
     hostRoot: true,
     memoryMiB: 512,
-    ...agent,
-    daemonOptions: [...(agent.daemonOptions ?? []), `--metrics=unix:${socket}`],
+    daemonOptions: [...withAgent(folder).daemonOptions, `--metrics=unix:${socket}`],
   });
-  await startAgent(setup);
+  await startAgent(setup, true);
   return setup;
 }
 

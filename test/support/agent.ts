@@ -10,22 +10,31 @@ export const AGENT = join(repository, 'build/virtiofsd-ts-agent');
 const IN_GUEST = '/bin/virtiofsd-ts-agent';
 const TOKEN = '/etc/virtiofsd-ts-agent.token';
 
+const TEXT = 'the token of the tests';
+
 /** Makes a token in `folder` and returns what a set-up with an agent needs. */
-export function withAgent(folder: string): Pick<SetupOptions, 'files' | 'daemonOptions'> {
+export function withAgent(folder: string): Required<Pick<SetupOptions, 'files' | 'daemonOptions'>> {
   const token = join(folder, 'token');
-  writeFileSync(token, 'the token of the tests\n', { mode: 0o600 });
+  writeFileSync(token, `${TEXT}\n`, { mode: 0o600 });
   return { daemonOptions: [`--agent=${token}`], files: { [IN_GUEST]: AGENT, [TOKEN]: token } };
 }
 
-/** Starts the agent in a guest that was set up {@link withAgent} and waits until it is connected; it ends before the guest does. */
-export async function startAgent(setup: Setup): Promise<Command> {
-  const agent = setup.guest.spawn('exec virtiofsd-ts-agent /mnt 2>&1');
-  await agent.waitForLine('connected');
+/**
+ * Starts the agent in a guest that was set up {@link withAgent} and waits until it is connected; it ends before the guest does.
+ * @param hostRoot the guest has the host's files: the program where it was built, and a token of its own
+ */
+export async function startAgent(setup: Setup, hostRoot = false): Promise<Command> {
+  const command = hostRoot ? `umask 077; echo '${TEXT}' >/run/token; exec ${AGENT} -t /run/token` : 'exec virtiofsd-ts-agent';
+  const agent = setup.guest.spawn(`${command} /mnt 2>&1`);
   const { end } = setup;
   setup.end = async () => {
     agent.kill('SIGTERM');
     await agent.ended.catch(() => undefined);
     await end();
   };
+  await agent.waitForLine('connected').catch(async (error) => {
+    await setup.end();
+    throw error;
+  });
   return agent;
 }
