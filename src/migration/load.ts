@@ -9,6 +9,7 @@ import { ROOT_NODEID, ROOT_SLOT } from '../fs/inodes.js';
 import {
   AT_EMPTY_PATH,
   EAGAIN,
+  EBADF,
   EROFS,
   ESTALE,
   O_ACCMODE,
@@ -231,10 +232,12 @@ export class Loader {
     if (allowed === 0 || slot < 0 || (flags & ~allowed) !== 0) return corrupt('HANDLE');
     if (!share.allowDirectIo) flags &= ~O_DIRECT;
     if (!share.preserveNoatime) flags &= ~O_NOATIME;
+    const lost = u32[(at + HandleRecord.lost) >> 2] !== 0;
     let fd = -ESTALE;
-    if (kind === Kind.file && this.#options.readonly && (flags & O_ACCMODE) !== O_RDONLY) fd = -EROFS;
+    if (lost) fd = -EBADF;
+    else if (kind === Kind.file && this.#options.readonly && (flags & O_ACCMODE) !== O_RDONLY) fd = -EROFS;
     else if (share.type(slot) === (kind === Kind.file ? S_IFREG : S_IFDIR)) fd = share.open(slot, flags | O_NOFOLLOW);
-    if (fd < 0) {
+    if (fd < 0 && !lost) {
       if (this.#options.onError === 'abort')
         return `an open file cannot be opened here (errno ${-fd}; --migration-on-error=guest-error would go on without it)`;
       this.lost++;

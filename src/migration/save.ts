@@ -264,6 +264,8 @@ function* saveHandles({ handles }: Share, out: StateWriter, saved: Saved): Gener
     f64[(out.body >> 3) + 1] = handles.nodeid(slot);
     u32[(out.body + HandleRecord.kind) >> 2] = handles.kind(slot);
     u32[(out.body + HandleRecord.openFlags) >> 2] = handles.openFlags(slot);
+    u32[(out.body + HandleRecord.lost) >> 2] = handles.fd(slot) < 0 ? 1 : 0;
+    u32[(out.body + HandleRecord.lost + 4) >> 2] = 0;
     out.end(HandleRecord.bytes);
     saved.handles++;
     if (out.full) yield;

@@ -36,8 +36,8 @@ export const Found = {
 /** Body of an INODE: f64 nodeid, f64 nlookup, then these words, the handle, and the path. Both end at a multiple of 8. */
 export const InodeRecord = { type: 16, found: 20, mount: 24, handleBytes: 28, handleType: 32, pathBytes: 36, handle: 40 } as const;
 
-/** Body of a HANDLE: f64 fh, f64 nodeid, and these words. */
-export const HandleRecord = { kind: 16, openFlags: 20, bytes: 24 } as const;
+/** Body of a HANDLE: f64 fh, f64 nodeid, and these words. `lost`: it was lost in an earlier migration already. */
+export const HandleRecord = { kind: 16, openFlags: 20, lost: 24, bytes: 32 } as const;
 
 /** Body of a LOCK: f64 nodeid, f64 fh of the file it was set through, and these words. */
 export const LockRecord = {

@@ -229,6 +229,13 @@ describe('find-paths', needsRoot, () => {
       errnoOf(() => fuse.read(file, fh, 0, 10)),
       EBADF,
     );
+    // What is lost stays lost, and is no obstacle any more.
+    await using d = await TestDaemon.start([], { share: incomplete });
+    migrate(fuse, d);
+    assert.equal(
+      errnoOf(() => fuse.read(file, fh, 0, 10)),
+      EBADF,
+    );
     fuse.release(file, fh);
     fuse.forget(file);
     fuse.getattr(dir);
