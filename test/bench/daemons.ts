@@ -28,6 +28,8 @@ interface Settings {
   cache: string;
   /** Announced to the front end: User Mode Linux needs it. */
   tag: string | undefined;
+  /** With the sandbox and the filter that it has by default. */
+  sandboxed: boolean;
 }
 
 /**
@@ -91,12 +93,13 @@ export function findDaemons(names: readonly string[]): DaemonKind[] {
 }
 
 /**
- * Ours has the Rust daemon's command line. No sandbox, and no seccomp filter where it can be left out: both would slow the
- * peers down and not us, as long as ours has none.
+ * Ours has the Rust daemon's command line. Requests are measured without sandbox and filter of system calls where these can be left out
+ * (not in the C daemon): what a filter costs is the kernel's, the same for everybody who has one.
  */
-function rustArguments({ shareDir, socketPath, cache, tag }: Settings): string[] {
+function rustArguments({ shareDir, socketPath, cache, tag, sandboxed }: Settings): string[] {
   return [
-    ...['--socket-path', socketPath, '--shared-dir', shareDir, '--cache', cache, '--sandbox', 'none', '--seccomp', 'none', '--xattr'],
+    ...['--socket-path', socketPath, '--shared-dir', shareDir, '--cache', cache, '--xattr'],
+    ...(sandboxed ? [] : ['--sandbox', 'none', '--seccomp', 'none']),
     ...['--log-level', 'error', '--rlimit-nofile', String(OPEN_FILES), ...(tag ? ['--tag', tag] : [])],
   ];
 }
@@ -134,12 +137,12 @@ export interface RunningDaemon {
 
 export async function startDaemon(
   kind: DaemonKind,
-  { shareDir, cache = 'auto', tag }: { shareDir: string; cache?: string; tag?: string },
+  { shareDir, cache = 'auto', tag, sandboxed = false }: { shareDir: string; cache?: string; tag?: string; sandboxed?: boolean },
 ): Promise<RunningDaemon> {
   const folder = mkdtempSync(path.join(tmpdir(), 'virtiofsd-ts-bench-'));
   const socketPath = path.join(folder, 'fs.sock');
   const started = performance.now();
-  const child = startChild(kind.program, kind.arguments({ shareDir, socketPath, cache, tag }), {
+  const child = startChild(kind.program, kind.arguments({ shareDir, socketPath, cache, tag, sandboxed }), {
     stdio: ['ignore', 'ignore', 'pipe'],
     folder,
   });

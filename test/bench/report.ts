@@ -38,7 +38,7 @@ export function describeMachine(kinds: readonly DaemonKind[], settings: Record<s
       name: kind.name,
       label: kind.label,
       version: kind.version,
-      options: kind.arguments({ shareDir: 'DIR', socketPath: 'SOCKET', cache: 'auto', tag: undefined }).join(' '),
+      options: kind.arguments({ shareDir: 'DIR', socketPath: 'SOCKET', cache: 'auto', tag: undefined, sandboxed: false }).join(' '),
     })),
     settings,
   };
