@@ -8,6 +8,13 @@ import { Offload } from '../../src/queue/offload.js';
 import { openFds, root, TestFs } from '../support/fs.js';
 
 const EBADF = -9;
+const O_WRONLY = 1;
+const O_DSYNC = 0o10000;
+
+/** As when a write had just waited for the disk: long ones are jobs. */
+function holdUp(t: TestFs): void {
+  t.fs.share.waryUntil = native.monotonic() + 60e9;
+}
 
 /** Waits for jobs; their results by number. */
 function finish(t: TestFs, offload: Offload, count: number): Map<number, number> {
@@ -23,7 +30,7 @@ function finish(t: TestFs, offload: Offload, count: number): Map<number, number>
   return results;
 }
 
-test('large writes, fsync, fallocate, copies and syncfs are jobs', () => {
+test('long writes while the disk holds them up, writes that wait for it, fsync, fallocate, copies and syncfs are jobs', () => {
   const offload = new Offload(2);
   const t = new TestFs({ offload });
   t.create(1, 'f');
@@ -32,7 +39,11 @@ test('large writes, fsync, fallocate, copies and syncfs are jobs', () => {
     assert.equal(result, PENDING);
     return finish(t, offload, 1).get(offload.lastJob) as number;
   };
-  assert.equal(run(t.write(nodeid, fh, 0, Buffer.alloc(1 << 20, 'w'), 0, 4096)), 1 << 20);
+  const long = Buffer.alloc(1 << 20, 'w');
+  t.fs.share.waryUntil = 0;
+  assert.equal(t.write(nodeid, fh, 0, long, 0, 4096), 1 << 20);
+  holdUp(t);
+  assert.equal(run(t.write(nodeid, fh, 0, long, 0, 4096)), 1 << 20);
   assert.equal(t.write(nodeid, fh, 1 << 20, 'small'), 5);
   assert.equal(run(t.fs.fsync(nodeid, fh, false)), 0);
   assert.equal(run(t.fs.fallocate(nodeid, fh, 2 << 20, 4096, 0)), 0);
@@ -45,6 +56,8 @@ test('large writes, fsync, fallocate, copies and syncfs are jobs', () => {
   assert.equal(run(t.fs.fsyncdir(1, t.fh, true)), 0);
   t.open(nodeid, 0);
   assert.equal(run(t.write(nodeid, t.fh, 0, Buffer.alloc(200_000))), EBADF, 'errors come with the job');
+  t.open(nodeid, O_WRONLY | O_DSYNC);
+  assert.equal(run(t.write(nodeid, t.fh, 0, 'small')), 5);
   offload.stop();
   t.close();
 });
@@ -86,6 +99,7 @@ test('reads: cached ones in place, cold ones by a job, with the whole result', {
 test('a handle released while its job runs is closed after it', () => {
   const offload = new Offload(1);
   const t = new TestFs({ offload });
+  holdUp(t);
   const before = openFds();
   t.create(1, 'f');
   const { nodeid, fh } = t;
@@ -110,6 +124,7 @@ test('a handle released while its job runs is closed after it', () => {
 test('no job number left: the call is made in place', () => {
   const offload = new Offload(1, 2);
   const t = new TestFs({ offload });
+  holdUp(t);
   t.create(1, 'f');
   const { nodeid, fh } = t;
   const size = 1 << 20;

@@ -1,6 +1,6 @@
 /**
- * Data: READ, WRITE and what else may wait for a disk. Reads of cached pages and small writes are made in place, everything
- * else by a job on the offload threads; the handle in use stays open until its job has ended.
+ * Data: READ, WRITE and what else may wait for a disk. Reads of cached pages, and writes as long as the disk does not hold them up,
+ * are made in place, everything else by a job on the offload threads; the handle in use stays open until its job has ended.
  */
 import { native, OffloadOp } from 'vhost-user-ts/native';
 import { PENDING } from '../filesystem.js';
@@ -30,8 +30,14 @@ import { MountFlag } from '../mounts.js';
 import type { Share } from './share.js';
 import { clearCapabilities } from './xattr.js';
 
-/** Writes up to this size are made in place: copying them takes about as long as handing them over. */
-const INLINE_WRITE = 128 << 10;
+/**
+ * A longer write is made by a job while the disk holds writes up; otherwise in place, too: several jobs for one file wait for its lock
+ * by spinning (WRITE of 1 MiB at depth 16: 230 instead of 450 µs of processor time, and no more in less time).
+ */
+const LONG_WRITE = 128 << 10;
+/** A write in place that took so long was held up (`balance_dirty_pages()`); the next ones may be for so long. In ns. */
+const HELD_UP = 5e6;
+const WARY = 1e9;
 /** preadv2 takes no more iovecs at once (IOV_MAX). */
 const IOV_MAX = 1024;
 /** Most that one copy_file_range moves: its result must stay below PENDING. */
@@ -147,7 +153,8 @@ export function write(
   const flags = writeFlags & O_APPEND && (writeFlags & FUSE_WRITE_CACHE) === 0 ? RWF_APPEND : 0;
   const kill = (writeFlags & FUSE_WRITE_KILL_SUIDGID) !== 0; // also without HANDLE_KILLPRIV_V2: direct writes of Linux set it always
   clearCapabilities(share, fd);
-  if (size > INLINE_WRITE || share.handles.flags(handle) & HandleFlag.slowWrite) {
+  const began = size > LONG_WRITE ? native.monotonic() : 0;
+  if ((size > LONG_WRITE && began < share.waryUntil) || share.handles.flags(handle) & HandleFlag.slowWrite) {
     const job = submit(share, handle, 0, kill ? OffloadOp.writeKillPriv : OffloadOp.write, iov, count, skip, size, offset, 0, flags);
     if (job === PENDING) return job;
   }
@@ -168,6 +175,7 @@ export function write(
     if (n === 0) break;
     done += n;
   } while (done < size);
+  if (size > LONG_WRITE && native.monotonic() - began > HELD_UP) share.waryUntil = began + WARY;
   return done;
 }
 

@@ -124,6 +124,8 @@ export class Share {
   readonly useHandles: boolean;
   readonly mandatoryHandles: boolean;
   session: SessionOptions = NO_SESSION;
+  /** Until then (CLOCK_MONOTONIC, ns) long writes are jobs: one was held up by the disk. */
+  waryUntil = 0;
   /** Who must know which inodes the guest knows: the host watcher, or nobody. */
   watcher: InodeWatcher | null = null;
 
