@@ -234,7 +234,7 @@ const WEIGHTED: OpName[] = [
 const ORDINARY = ['a', 'b', 'c', 'd', 'e', ...NAMES, 'file', 'dir', 'sub', 'dir', '0', '1xxxxxxx'];
 const N255 = 'n'.repeat(255);
 const HOSTILE = ['', '.', '..', '/', 'a/b', '../outside', N255, `${N255}n`, '\xff\xfe', 'a\0b', '\0', 'x'.repeat(4096), ' ', '-rf'];
-const TARGETS = ['file', '../outside/secret', '/etc/passwd', '..', '', 'loop', 'y'.repeat(4095), 'z'.repeat(4096)];
+const TARGETS = ['file', '../outside/secret', '/nowhere/at/all', '..', '', 'loop', 'y'.repeat(4095), 'z'.repeat(4096)];
 const ATTRIBUTES = [
   'user.a',
   'user.b',
