@@ -138,7 +138,9 @@ test('JavaScript memory that each opcode allocates', { skip: root ? false : 'nee
   const counted: Record<string, number | string> = {};
   const expected: Record<string, number | string> = {};
   for (const { name, heap } of costs) {
-    const bytes = EXPECTED[name]?.[1] ?? -1;
+    const number = EXPECTED[name]?.[1] ?? -1;
+    // Other versions of V8 compile other functions into their callers.
+    const bytes = typeof number === 'number' && !process.version.startsWith('v20.') ? { most: number + 2048 } : number;
     if (typeof bytes === 'number') {
       counted[name] = heap;
       expected[name] = bytes;
