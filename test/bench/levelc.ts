@@ -4,9 +4,12 @@
  * The native front end lends READ_NOTIFY buffers as a guest's kernel does, writes on the host itself and takes the time until
  * the record lies in guest memory. In a real guest the end of the way is a line of inotifywait.
  */
-import { closeSync, openSync, writeSync } from 'node:fs';
+import { closeSync, mkdirSync, mkdtempSync, openSync, rmSync, writeFileSync, writeSync } from 'node:fs';
+import { tmpdir } from 'node:os';
 import path from 'node:path';
-import { bootGuest } from '../../qemu/guest.js';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { repository } from '../../qemu/guest/daemon.js';
+import { bootGuest, type Guest, startDaemon as startGuestDaemon } from '../../qemu/guest.js';
 import { Client } from './client.js';
 import { type DaemonKind, footprint, type RunningDaemon, startDaemon } from './daemons.js';
 import type { Options } from './levela.js';
@@ -26,6 +29,8 @@ export interface LevelC {
   hostWrites: { situation: string; ns: Spread }[];
   /** From a host's write to the line of inotifywait in the guest, in ms. */
   inotifywait: { p50: number; p99: number } | undefined;
+  /** The same by the replay agent on an unpatched kernel; files made on the host and heard of per second; ms of a look at so many processes. */
+  agent: { p50: number; p99: number; perSecond: number; discovery: { processes: number; ms: number }[] } | undefined;
   notes: string[];
 }
 
@@ -130,8 +135,19 @@ export async function levelC(ours: DaemonKind, options: Options): Promise<LevelC
   });
   if (inotifywait)
     options.say(`host write to a line of inotifywait: p50 ${inotifywait.p50.toFixed(2)} ms, p99 ${inotifywait.p99.toFixed(2)} ms`);
+  const agent = await measureAgent(share, options).catch((error: Error) => {
+    notes.push(`the replay agent in the guest: ${error.message.split('\n')[0]}`);
+    return undefined;
+  });
+  if (agent) {
+    const { p50, p99, perSecond, discovery } = agent;
+    const looks = discovery.map(({ processes, ms }) => `${ms} ms for ${processes} processes`).join(', ');
+    options.say(
+      `by the replay agent: p50 ${p50.toFixed(2)} ms, p99 ${p99.toFixed(2)} ms; ${Math.round(perSecond)} files/s; a look at everything ${looks}`,
+    );
+  }
   for (const note of notes) options.say(note);
-  return { idle, loaded, rate, drain, watches, hostWrites, inotifywait, notes };
+  return { idle, loaded, rate, drain, watches, hostWrites, inotifywait, agent, notes };
 }
 
 export function latencyText({ p50, p99 }: Latency): string {
@@ -171,23 +187,87 @@ async function measureGuest(ours: DaemonKind, share: string, options: Options): 
     shares: [{ socket: daemon.socketPath }],
   });
   try {
-    const watcher = guest.spawn('inotifywait -m -e modify /mnt/list-1k');
-    await watcher.waitForLine('Watches established');
-    const fd = openSync(path.join(share, 'list-1k/f0000002'), 'r+');
-    const times: number[] = [];
-    for (let i = 0; i < (options.quick ? 30 : 200); i++) {
-      const line = new Promise<void>((resolve) => watcher.once('line', () => resolve()));
-      const from = performance.now();
-      writeSync(fd, 'modified', 16);
-      await line;
-      times.push(performance.now() - from);
-    }
-    closeSync(fd);
-    watcher.kill();
-    const sorted = times.sort((a, b) => a - b);
-    return { p50: median(sorted), p99: sorted[Math.floor(sorted.length * 0.99)] as number };
+    return await writesToLines(guest, share, options);
   } finally {
     await guest.poweroff();
     await daemon.stop();
+  }
+}
+
+/** Writes on the host, each to be heard of by inotifywait in the guest before the next. */
+async function writesToLines(guest: Guest, share: string, options: Options): Promise<{ p50: number; p99: number }> {
+  const watcher = guest.spawn('inotifywait -m -e modify /mnt/list-1k');
+  await watcher.waitForLine('Watches established');
+  const fd = openSync(path.join(share, 'list-1k/f0000002'), 'r+');
+  const times: number[] = [];
+  for (let i = 0; i < (options.quick ? 30 : 200); i++) {
+    const line = new Promise<void>((resolve) => watcher.once('line', () => resolve()));
+    const from = performance.now();
+    writeSync(fd, 'modified', 16);
+    await line;
+    times.push(performance.now() - from);
+  }
+  closeSync(fd);
+  watcher.kill();
+  const sorted = times.sort((a, b) => a - b);
+  return { p50: median(sorted), p99: sorted[Math.floor(sorted.length * 0.99)] as number };
+}
+
+/** The replay agent in User Mode Linux without our patch. */
+async function measureAgent(share: string, options: Options): Promise<NonNullable<LevelC['agent']>> {
+  const folder = mkdtempSync(path.join(tmpdir(), 'bench-agent-'));
+  const token = path.join(folder, 'token');
+  writeFileSync(token, 'the token of the benchmark', { mode: 0o600 });
+  const daemon = await startGuestDaemon({ shareDir: share, tag: 'myfs', options: [`--agent=${token}`] });
+  const program = path.join(repository, 'build/virtiofsd-ts-agent');
+  const guest = await bootGuest({ kind: 'uml', kernel: '7.2-plain', hostRoot: true, shares: [{ socket: daemon }] });
+  try {
+    const command = `umask 077; echo 'the token of the benchmark' >/run/token; exec ${program} -v -t /run/token /mnt 2>&1`;
+    const agent = guest.spawn(command);
+    await agent.waitForLine('connected');
+    const latency = await writesToLines(guest, share, options);
+
+    const made = path.join(share, 'agent-made');
+    mkdirSync(made, { recursive: true });
+    const watcher = guest.spawn('inotifywait -m -q -e create /mnt/agent-made');
+    const count = options.quick ? 500 : 5000;
+    let heard = 0;
+    const all = new Promise<void>((resolve) => {
+      watcher.on('line', () => {
+        if (++heard === count + 1) resolve();
+      });
+    });
+    // It says nothing when it begins.
+    while (heard === 0) {
+      closeSync(openSync(path.join(made, 'first'), 'w'));
+      await sleep(100);
+      rmSync(path.join(made, 'first'));
+      await sleep(100);
+    }
+    heard = 1;
+    const from = performance.now();
+    for (let i = 0; i < count; i++) closeSync(openSync(path.join(made, `f${i}`), 'w'));
+    await all;
+    const perSecond = (count / (performance.now() - from)) * 1000;
+    watcher.kill();
+    rmSync(made, { recursive: true });
+
+    const discovery: NonNullable<LevelC['agent']>['discovery'] = [];
+    for (const processes of [50, 500]) {
+      const others = guest.spawn(`for i in $(seq ${processes}); do sleep 1000 & done; echo started; wait`);
+      await others.waitForLine('started');
+      agent.lines.length = 0;
+      // Seldom, when it takes long.
+      const { text } = await agent.waitForLine('all processes', { timeoutMs: 240_000 });
+      discovery.push({ processes, ms: Number(/in ([\d.]+) ms/.exec(text)?.[1]) });
+      await guest.run('killall sleep');
+    }
+    agent.kill('SIGTERM');
+    await agent.ended;
+    return { ...latency, perSecond, discovery };
+  } finally {
+    await guest.poweroff();
+    await daemon.stop();
+    rmSync(folder, { recursive: true, force: true });
   }
 }

@@ -143,7 +143,7 @@ Each run has a fresh daemon and a fresh guest; medians, ± half of the distance 
 export function reportLevelC(folder: string, machine: Machine, result: LevelC): Goal[] {
   const goals = eventGoals(result);
   write(folder, 'level-c.json', `${JSON.stringify({ machine, goals, ...result }, null, 1)}\n`);
-  const { idle, loaded, rate, drain, watches, hostWrites, inotifywait, notes } = result;
+  const { idle, loaded, rate, drain, watches, hostWrites, inotifywait, agent, notes } = result;
   const percentiles = ({ p50, p99 }: LevelC['idle']): string[] => [spreadText(p50), spreadText(p99)];
   const sections = [
     '# Level c: events of the host',
@@ -163,6 +163,11 @@ export function reportLevelC(folder: string, machine: Machine, result: LevelC): 
     ...(inotifywait
       ? [
           `In a guest, from the write to the line of inotifywait as we read it: p50 ${inotifywait.p50.toFixed(2)} ms, p99 ${inotifywait.p99.toFixed(2)} ms.`,
+        ]
+      : []),
+    ...(agent
+      ? [
+          `By the replay agent, on a kernel without our patch: p50 ${agent.p50.toFixed(2)} ms, p99 ${agent.p99.toFixed(2)} ms; ${Math.round(agent.perSecond)} new files per second; a look at what all processes watch takes ${agent.discovery.map(({ processes, ms }) => `${ms} ms with ${processes} more processes`).join(', ')}, at most 1/200 of the time.`,
         ]
       : []),
     '## How many',
