@@ -65,14 +65,22 @@ build/virtiofsd-ts-sandbox: native/sandbox.c native/filter.c native/sandbox.h
 	@mkdir -p $(@D)
 	@gcc -std=gnu17 -O2 -Wall -Wextra -Werror -static -o $@ native/sandbox.c native/filter.c -lseccomp
 
-# The replay agent for guests with a stock kernel; static, so that one program runs in any guest. AGENT_CC=aarch64-linux-gnu-gcc for arm64.
-.PHONY: agent
+# The replay agent for guests with a stock kernel; static, so that one program runs in any guest.
+AGENT = $(wildcard qemu/guest/agent/*.c) qemu/guest/agent/agent.h
+AGENT_FLAGS = -std=gnu17 -O2 -s -Wall -Wextra -Werror -static
+.PHONY: agent agent-arm64
 agent: build/virtiofsd-ts-agent
-AGENT_CC = gcc
-build/virtiofsd-ts-agent: $(wildcard qemu/guest/agent/*.c) qemu/guest/agent/agent.h
-	$(call need,$(AGENT_CC),gcc libc6-dev,to compile the agent)
+build/virtiofsd-ts-agent: $(AGENT)
+	$(call need,gcc,gcc libc6-dev,to compile the agent)
 	@mkdir -p $(@D)
-	@$(AGENT_CC) -std=gnu17 -O2 -s -Wall -Wextra -Werror -static -o $@ $(filter %.c,$^)
+	@gcc $(AGENT_FLAGS) -o $@ $(filter %.c,$^)
+
+# For arm64 guests, on a host of another kind.
+agent-arm64: build/virtiofsd-ts-agent-arm64
+build/virtiofsd-ts-agent-arm64: $(AGENT)
+	$(call need,aarch64-linux-gnu-gcc,gcc-aarch64-linux-gnu libc6-dev-arm64-cross,to compile the agent for arm64)
+	@mkdir -p $(@D)
+	@aarch64-linux-gnu-gcc $(AGENT_FLAGS) -o $@ $(filter %.c,$^)
 
 build/virtiofsd-ts: build/js/.stamp $(ADDON) build/virtiofsd-ts-sandbox Makefile
 	@$(call launcher,$(CURDIR)/build/js/src/main.js) > $@.new
@@ -163,6 +171,7 @@ test-migration: all
 # What takes too long for every run.
 .PHONY: test-long
 test-long: test-notification-queue test-hostile-long test-migration test-dkms
+	@$(MAKE) --no-print-directory agent-arm64
 	AGENT_ROUNDS=150000 $(NODE_TEST) build/js/test/host/agent-failclosed.test.js
 	@$(MAKE) --no-print-directory test-libvirt DOMAINS='notification-queue generic-device'
 
