@@ -36,7 +36,11 @@ machine)
     mount -t cgroup2 cgroup2 sys/fs/cgroup
     # The kernel's variables are the host's.
     mount --bind -o ro proc/sys proc/sys
-    for at in run tmp dev etc/systemd/system "$@"; do mount -t tmpfs -o mode=755 tmpfs "./$at"; done
+    for at in run tmp dev etc/systemd/system "$@"; do
+        # What is hidden may be in one that has just become empty.
+        mkdir -p "./$at"
+        mount -t tmpfs -o mode=755 tmpfs "./$at"
+    done
     chmod 1777 tmp
     for unit in systemd-modules-load.service systemd-journald-audit.socket; do ln -s /dev/null "etc/systemd/system/$unit"; done
     for device in null zero full random urandom tty; do
