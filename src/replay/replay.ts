@@ -22,6 +22,7 @@ import {
   ENOENT,
   ENOTTY,
   EPERM,
+  ESTALE,
   FATTR_ATIME,
   FATTR_FH,
   FATTR_MODE,
@@ -588,8 +589,14 @@ export class Replay {
       const mode = nodeid === CONTROL_NODE ? S_IFREG : nodeid === STAGING_NODE ? S_IFDIR | 0o700 : this.#phantoms.mode(nodeid);
       return mode === 0 ? -ENOENT : this.#special(nodeid, mode);
     }
-    const error = fs.getattr(nodeid, fh, flags, mask);
-    if (error < 0 || this.#caller.uid !== AGENT_UID || this.#caller.pid !== this.#thread) return error;
+    let error = fs.getattr(nodeid, fh, flags, mask);
+    if (this.#caller.uid !== AGENT_UID || this.#caller.pid !== this.#thread) return error;
+    if (error === -ESTALE) {
+      // The host has removed it since; what happened to it before that is still to be replayed.
+      error = this.#again(nodeid);
+      if (error === 0) fs.forget(nodeid, 1);
+    }
+    if (error < 0) return error;
     const p = this.#pending;
     if ((p.operation === Op.remove && nodeid === p.node) || (p.operation === Op.rename && nodeid === p.replaced)) addLink(fs.attr);
     // Another time than the guest has, whatever it has: its pages go. The right one comes with the answer to SETATTR.
