@@ -34,6 +34,7 @@ static Napi::Object Init(Napi::Env env, Napi::Object exports) {
   initOffload(env, exports, data);
   initWatch(env, exports, data);
   initProcess(env, exports, data);
+  initKeeper(env, exports, data);
   return exports;
 }
 

@@ -106,6 +106,7 @@ void initHandle(napi_env env, napi_value exports, Env *data);
 void initOffload(napi_env env, napi_value exports, Env *data);
 void initWatch(napi_env env, napi_value exports, Env *data);
 void initProcess(napi_env env, napi_value exports, Env *data);
+void initKeeper(napi_env env, napi_value exports, Env *data);
 
 // offload.cc: ends the threads of an environment that goes away.
 void poolDestroy(Pool *pool);

@@ -3,7 +3,7 @@
   "targets": [
     {
       "target_name": "addon",
-      "sources": ["addon.cc", "region.cc", "socket.cc", "wait.cc", "fsops.cc", "io.cc", "handle.cc", "offload.cc", "watch.cc", "process.cc"],
+      "sources": ["addon.cc", "region.cc", "socket.cc", "wait.cc", "fsops.cc", "io.cc", "handle.cc", "offload.cc", "watch.cc", "process.cc", "keeper.cc"],
       "include_dirs": ["<!(node -p \"require('node-addon-api').include_dir\")"],
       "defines": ["NAPI_VERSION=8", "NODE_ADDON_API_DISABLE_DEPRECATED", "_FILE_OFFSET_BITS=64", "_GNU_SOURCE"],
       "cflags": ["-O2", "-Wall", "-Wextra", "-Werror", "-Wno-missing-field-initializers"],

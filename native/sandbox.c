@@ -5,10 +5,12 @@
 // Which options mean what was decided before, in src/sandbox.ts; the flags here are internal and the files named are trusted.
 //
 //   outer      the process that the user (libvirt) started: forwards signals, ends as the daemon ends, removes the sockets then
-//   └ inner    --mode namespace only: process 1 of the pid namespace; makes the file tree, keeps the namespaces, can start the daemon anew
-//     └ daemon
+//   └ inner    --mode namespace only: process 1 of the pid namespace; makes the file tree, keeps the namespaces
+//     ├ worker the daemon itself (node)
+//     └ keeper made by the worker (keeper.cc): has what the worker has open, for the next one
 //
-// In the other modes the daemon is the child of outer.
+// In the other modes these are the children of outer. Whichever is their parent starts the next worker when one has ended, or is to be
+// replaced by a newer program: see "workers" below, and src/RESTART.md.
 #define _GNU_SOURCE
 #include "sandbox.h"
 #include <errno.h>
@@ -19,6 +21,7 @@
 #include <linux/mount.h>
 #include <linux/sched.h>
 #include <linux/securebits.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdbool.h>
@@ -28,6 +31,8 @@
 #include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -202,37 +207,34 @@ static time_t seconds(void) {
   return now.tv_sec;
 }
 
-// Waits until `child` has ended; what comes meanwhile goes to it. Signals stay blocked: one that came before the child
+static bool ends(int signal) { return signal == SIGTERM || signal == SIGINT || signal == SIGHUP; }
+
+// Returns false when nobody is to be waited for any longer.
+static bool too_late(pid_t child, time_t *deadline) {
+  static bool killed;
+  bool first = !killed;
+  killed = true;
+  *deadline = seconds() + 1;
+  kill(child, SIGKILL);
+  if (getpid() != outer) return true;
+  if (first) complain("the daemon has not ended within %d seconds (a file system that does not answer?): killed", END_WITHIN_SECONDS);
+  // A system call that nothing interrupts (FUSE, once its server has the request): what is left ends with it.
+  else complain("the daemon is dead but for a system call that the kernel waits for: not waited for");
+  return first;
+}
+
+// Waits until inner has ended; what comes meanwhile goes to it. Signals stay blocked: one that came before the child
 // is passed on, too, and process 1 of a namespace does not ignore what it blocks. Returns the wait status.
-static int supervise(pid_t child) {
+static int supervise_inner(pid_t child) {
   time_t deadline = 0;
-  bool killed = false;
-  for (int passed = 0;;) {
+  for (;;) {
     int status;
-    for (pid_t ended; (ended = waitpid(-1, &status, WNOHANG)) > 0;) {
-      if (ended != child) continue;
-      // It was told to end before it could hear of that: so it has ended in order.
-      return WIFSIGNALED(status) && WTERMSIG(status) == passed ? 0 : status;
-    }
-    int signal = sigtimedwait(&forwarded, NULL, passed != 0 ? &(struct timespec){.tv_sec = 1} : NULL);
-    if (passed != 0 && seconds() >= deadline) {
-      bool first = !killed;
-      killed = true;
-      deadline = seconds() + 1;
-      kill(child, SIGKILL);
-      if (getpid() == outer && first)
-        complain("the daemon has not ended within %d seconds (a file system that does not answer?): killed", END_WITHIN_SECONDS);
-      if (getpid() == outer && !first) {
-        // A system call that nothing interrupts (FUSE, once its server has the request): what is left ends with it.
-        complain("the daemon is dead but for a system call that the kernel waits for: not waited for");
-        return 1 << 8;
-      }
-    }
+    for (pid_t ended; (ended = waitpid(-1, &status, WNOHANG)) > 0;)
+      if (ended == child) return status;
+    int signal = sigtimedwait(&forwarded, NULL, deadline != 0 ? &(struct timespec){.tv_sec = 1} : NULL);
+    if (deadline != 0 && seconds() >= deadline && !too_late(child, &deadline)) return 1 << 8;
     if (signal <= 0 || signal == SIGCHLD) continue;
-    if (signal == SIGTERM || signal == SIGINT || signal == SIGHUP) {
-      if (passed == 0) deadline = seconds() + END_WITHIN_SECONDS;
-      passed = signal;
-    }
+    if (ends(signal) && deadline == 0) deadline = seconds() + END_WITHIN_SECONDS;
     kill(child, signal);
   }
 }
@@ -397,7 +399,7 @@ static void drop_privileges(void) {
 // --- processes ---
 
 static void run_command(void) {
-  if (options.seccomp != NULL && (write_filter(options.seccomp, options.seccomp_fd) < 0 || refuse_rings() < 0))
+  if (options.seccomp != NULL && (ftruncate(options.seccomp_fd, 0) < 0 || lseek(options.seccomp_fd, 0, SEEK_SET) < 0 || write_filter(options.seccomp, options.seccomp_fd) < 0 || refuse_rings() < 0))
     FAIL("the filter of system calls cannot be made: this kernel has no seccomp: use --seccomp=none");
   close_others(-1);
   for (int i = 0; i < options.keep_count; i++) fcntl(options.keep[i], F_SETFD, 0);
@@ -406,14 +408,253 @@ static void run_command(void) {
   FAIL("cannot run %s: %s", options.command[0], strerror(errno));
 }
 
-// Starts the command as a child that does not outlive us.
-static pid_t start_command(void) {
+// --- workers ---
+//
+// A worker has a socket to us (control) and one that its keeper answers on. We hold the other ends. What is said, one byte each:
+//
+//   worker → us   H  loaded, and the state is of a kind it knows; waits for G (not the first worker)
+//                 R  has all descriptors and a keeper, whose pid follows as a 32-bit number
+//                 S  serves
+//                 U  has stopped at a quiet point, all is written down; gives its descriptors to who asks
+//                 X  cannot stop: a request is with a slow host
+//   us → worker   G  take over; the wait status of the worker before (32 bits) and the time of its end (64 bits, CLOCK_MONOTONIC) follow
+//                 Q  stop at a quiet point
+//
+// The end of our end of the keeper's socket is the end of the keeper, and of a worker that has said U.
+
+struct worker {
+  pid_t pid; // 0: there is none
+  int control;
+  int keep;
+  pid_t keeper;
+  bool loaded, ready, serves, stopped;
+};
+
+#define NO_WORKER ((struct worker){.control = -1, .keep = -1})
+
+// The one that serves or served last, and the one that is to follow it.
+static struct worker now = {.control = -1, .keep = -1}, next = {.control = -1, .keep = -1};
+static unsigned generation;
+static int last_status;
+static uint64_t ended_at;
+static int stopping; // the signal that ends us
+
+enum { MOST_DEATHS = 5, DEATHS_WITHIN_S = 10, UNBEGUN_FOR_S = 30 };
+
+static uint64_t monotonic(void) {
+  struct timespec time;
+  clock_gettime(CLOCK_MONOTONIC, &time);
+  return time.tv_sec * 1000000000ull + time.tv_nsec;
+}
+
+static void let_go(struct worker *worker) {
+  if (worker->control >= 0) close(worker->control);
+  if (worker->keep >= 0) close(worker->keep);
+  *worker = NO_WORKER;
+}
+
+static void keep_fd(int fd) {
+  if (options.keep_count == MAX_LIST) FAIL("too many descriptors");
+  options.keep[options.keep_count++] = fd;
+}
+
+// Starts a worker as a child that does not outlive us. `from`: where the descriptors of the one before it can be had, or -1.
+static void start_worker(struct worker *worker, int from) {
+  int control[2], keep[2];
+  CHECK(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, control), "socketpair: %s", strerror(errno));
+  CHECK(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, keep), "socketpair: %s", strerror(errno));
+  pid_t parent = getpid();
+  generation++;
   pid_t child = fork();
   CHECK(child, "fork: %s", strerror(errno));
-  if (child > 0) return child;
-  prctl(PR_SET_PDEATHSIG, SIGKILL);
-  run_command();
-  return 0;
+  if (child == 0) {
+    if (!options.namespaces) {
+      setsid();
+      setgroups(0, NULL);
+      drop_privileges();
+    }
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    if (getppid() != parent) _exit(1);
+    char text[64];
+    snprintf(text, sizeof(text), "%d %d %d %u", control[1], keep[1], from, generation);
+    setenv("VIRTIOFSD_TS_WORKER", text, 1);
+    keep_fd(control[1]);
+    keep_fd(keep[1]);
+    if (from >= 0) keep_fd(from);
+    run_command();
+  }
+  close(control[1]);
+  close(keep[1]);
+  *worker = (struct worker){.pid = child, .control = control[0], .keep = keep[0]};
+}
+
+static void tell(const struct worker *worker, char what) {
+  if (send(worker->control, &what, 1, MSG_NOSIGNAL) < 0 && errno != EPIPE) complain("the worker cannot be told: %s", strerror(errno));
+}
+
+// The next worker may begin: the one before it has ended or stopped.
+static void go_on(void) {
+  if (next.pid == 0 || !next.loaded || (now.pid != 0 && !now.stopped)) return;
+  struct {
+    char what;
+    int32_t status;
+    uint64_t ended_at;
+  } __attribute__((packed)) message = {'G', last_status, ended_at};
+  if (send(next.control, &message, sizeof(message), MSG_NOSIGNAL) < 0 && errno != EPIPE) complain("the worker cannot be told: %s", strerror(errno));
+  next.loaded = false; // once
+}
+
+// The next worker has everything: the one before it, and its keeper, are not needed any more.
+static void succeed(void) {
+  let_go(&now);
+  now = next;
+  next = NO_WORKER;
+}
+
+// Starts a worker with what is in the program's files now; the one that serves goes on until it is loaded.
+static void replace(void) {
+  if (next.pid == 0 && now.ready) start_worker(&next, now.keep);
+}
+
+static void hear(struct worker *worker) {
+  struct {
+    char what;
+    int32_t keeper;
+  } __attribute__((packed)) message;
+  while (worker->control >= 0 && recv(worker->control, &message.what, 1, MSG_DONTWAIT) == 1) {
+    switch (message.what) {
+    case 'H':
+      worker->loaded = true;
+      if (worker == &next && now.pid != 0 && !now.stopped) tell(&now, 'Q');
+      go_on();
+      break;
+    case 'R':
+      if (recv(worker->control, &message.keeper, sizeof(message.keeper), MSG_WAITALL) != sizeof(message.keeper)) break;
+      worker->keeper = message.keeper;
+      worker->ready = true;
+      if (worker == &next) {
+        succeed();
+        worker = &now;
+      }
+      break;
+    case 'S':
+      worker->serves = true;
+      break;
+    case 'U':
+      worker->stopped = true;
+      ended_at = monotonic();
+      last_status = 0;
+      go_on();
+      break;
+    case 'X':
+      if (next.pid != 0) kill(next.pid, SIGKILL);
+      break;
+    }
+  }
+}
+
+// Whether a death is one too many: workers that fail one after the other, or none that could begin for long, whatever ended them.
+static bool too_many(int status, bool had_begun) {
+  static uint64_t deaths[MOST_DEATHS], unbegun_since;
+  static unsigned count;
+  if (had_begun || unbegun_since == 0) unbegun_since = ended_at;
+  else if (ended_at - unbegun_since > UNBEGUN_FOR_S * 1000000000ull) return true;
+  // What somebody kills has not failed.
+  if (WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL) return false;
+  deaths[count++ % MOST_DEATHS] = ended_at;
+  // The oldest of the last ones.
+  return count >= MOST_DEATHS && ended_at - deaths[count % MOST_DEATHS] < DEATHS_WITHIN_S * 1000000000ull;
+}
+
+static bool was_first_start = true;
+
+// A child has ended. Returns whether we end, too, with its status.
+static bool buried(pid_t pid, int status) {
+  hear(&now);
+  hear(&next);
+  if (now.serves) was_first_start = false;
+  if (pid == now.keeper) {
+    // Nobody would have the descriptors if the worker ended now: another worker makes another keeper.
+    now.keeper = 0;
+    if (now.pid != 0 && !stopping) replace();
+    return false;
+  }
+  if (pid != now.pid && pid != next.pid) return false;
+  bool replacing = pid == next.pid && now.pid != 0;
+  if (pid == next.pid) let_go(&next);
+  else now.pid = 0;
+  if (stopping) return !replacing;
+  if (replacing && !now.stopped) {
+    complain("the worker is not replaced: the new one has ended before it served; the old one goes on");
+    return false;
+  }
+  // It has ended in order, by its own decision or because it was told to.
+  if (WIFEXITED(status) && WEXITSTATUS(status) == 0) return true;
+  last_status = status;
+  ended_at = monotonic();
+  // A system call that is not allowed may have been somebody's attempt: there is no second one.
+  if (was_first_start || (WIFSIGNALED(status) && WTERMSIG(status) == SIGSYS)) return true;
+  if (now.keeper == 0 && !now.stopped) {
+    complain("the worker has ended, and so has the process that kept its descriptors: nobody can go on");
+    return true;
+  }
+  if (too_many(status, now.serves)) {
+    complain("workers end one after the other: no more are started (%d within %d s, or none that could begin for %d s)", MOST_DEATHS, DEATHS_WITHIN_S,
+             UNBEGUN_FOR_S);
+    return true;
+  }
+  now.serves = false;
+  if (next.pid == 0) start_worker(&next, now.keep);
+  go_on();
+  return false;
+}
+
+// Starts workers, one after the other, until one has ended in order or nothing helps. Returns the wait status of the last one.
+static int supervise(void) {
+  int signals = signalfd(-1, &forwarded, SFD_CLOEXEC | SFD_NONBLOCK);
+  CHECK(signals, "signalfd: %s", strerror(errno));
+  start_worker(&now, -1);
+  for (time_t deadline = 0;;) {
+    int status;
+    for (pid_t ended; (ended = waitpid(-1, &status, WNOHANG)) > 0;) {
+      if (!buried(ended, status)) continue;
+      for (struct worker *left = &now; left != NULL; left = left == &now ? &next : NULL) {
+        if (left->pid != 0) kill(left->pid, SIGKILL);
+        let_go(left);
+      }
+      // It was told to end before it could hear of that: so it has ended in order.
+      return stopping && WIFSIGNALED(status) && WTERMSIG(status) == stopping ? 0 : status;
+    }
+    struct pollfd fds[] = {{signals, POLLIN, 0}, {now.control, POLLIN, 0}, {next.control, POLLIN, 0}};
+    // A worker's end of its control socket is known before its death is: no need to hear that again and again.
+    if (poll(fds, 3, deadline != 0 ? 1000 : -1) < 0) continue;
+    if (deadline != 0 && seconds() >= deadline && !too_late(now.pid != 0 ? now.pid : next.pid, &deadline)) return 1 << 8;
+    struct signalfd_siginfo info;
+    while (read(signals, &info, sizeof(info)) == sizeof(info)) {
+      int signal = info.ssi_signo;
+      if (signal == SIGCHLD) continue;
+      if (signal == SIGUSR2) {
+        replace();
+        continue;
+      }
+      if (ends(signal)) {
+        if (deadline == 0) deadline = seconds() + END_WITHIN_SECONDS;
+        stopping = signal;
+      }
+      if (now.pid != 0) kill(now.pid, signal);
+      // One that only waits for its turn is not needed any more.
+      if (next.pid != 0) kill(next.pid, stopping && now.pid != 0 && !now.stopped ? SIGKILL : signal);
+    }
+    struct worker *worker[] = {&now, &next};
+    for (int i = 1; i < 3; i++)
+      if (fds[i].revents != 0) hear(worker[i - 1]);
+    for (int i = 1; i < 3; i++) {
+      if ((fds[i].revents & POLLHUP) == 0) continue;
+      // Closed by its death (or about to be): what there was to hear is heard.
+      struct worker *gone = worker[i - 1];
+      if (gone->control == fds[i].fd) close(gone->control), gone->control = -1;
+    }
+  }
 }
 
 static void inner(int go) __attribute__((noreturn));
@@ -435,8 +676,7 @@ static void inner(int go) {
   // After the last change of ids, which would clear it. The pipe tells whether outer is gone already.
   prctl(PR_SET_PDEATHSIG, SIGKILL);
   if (fcntl(go, F_SETFL, O_NONBLOCK) == 0 && read(go, &byte, 1) == 0) _exit(1);
-  pid_t daemon = start_command();
-  _exit(exit_code(supervise(daemon)));
+  _exit(exit_code(supervise()));
 }
 
 // The descriptor from which inner reads that its ids are mapped; outer's end stays open as long as outer lives.
@@ -478,22 +718,7 @@ int main(int argc, char **argv) {
     remove_leftovers();
     return 0;
   }
-  pid_t child;
-  if (options.namespaces) {
-    child = start_inner();
-  } else {
-    child = fork();
-    CHECK(child, "fork: %s", strerror(errno));
-    if (child == 0) {
-      setsid();
-      setgroups(0, NULL);
-      drop_privileges();
-      prctl(PR_SET_PDEATHSIG, SIGKILL);
-      if (getppid() != outer) _exit(1);
-      run_command();
-    }
-  }
-  int code = exit_code(supervise(child));
+  int code = exit_code(options.namespaces ? supervise_inner(start_inner()) : supervise());
   remove_leftovers();
   if (code > 128) {
     int signal = code - 128;

@@ -86,7 +86,7 @@ int64_t makeSocketpair(Env &e, uint32_t out) {
   return sys(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, e.at<int>(out)));
 }
 
-int64_t receive(Env &e, int32_t fd, uint32_t buffer, uint32_t length, uint32_t fds, int32_t maxFds) {
+int64_t receiveBy(Env &e, int32_t fd, uint32_t buffer, uint32_t length, uint32_t fds, int32_t maxFds, int flags) {
   int *out = e.at<int>(fds);
   out[0] = 0;
   iovec iov = {e.at(buffer), length};
@@ -94,11 +94,12 @@ int64_t receive(Env &e, int32_t fd, uint32_t buffer, uint32_t length, uint32_t f
   msghdr message = {};
   message.msg_iov = &iov;
   message.msg_iovlen = 1;
-  message.msg_control = control;
-  message.msg_controllen = sizeof(control);
+  // Without room for them the kernel closes those that came along.
+  message.msg_control = maxFds < 0 ? nullptr : control;
+  message.msg_controllen = maxFds < 0 ? 0 : sizeof(control);
   ssize_t n;
   do
-    n = recvmsg(fd, &message, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
+    n = recvmsg(fd, &message, MSG_CMSG_CLOEXEC | MSG_DONTWAIT | flags);
   while (n < 0 && errno == EINTR);
   if (n < 0) return -errno;
   for (cmsghdr *c = CMSG_FIRSTHDR(&message); c; c = CMSG_NXTHDR(&message, c)) {
@@ -113,6 +114,14 @@ int64_t receive(Env &e, int32_t fd, uint32_t buffer, uint32_t length, uint32_t f
     }
   }
   return n;
+}
+
+int64_t receive(Env &e, int32_t fd, uint32_t buffer, uint32_t length, uint32_t fds, int32_t maxFds) {
+  return receiveBy(e, fd, buffer, length, fds, maxFds, 0);
+}
+
+int64_t peek(Env &e, int32_t fd, uint32_t buffer, uint32_t length, uint32_t fds, int32_t maxFds) {
+  return receiveBy(e, fd, buffer, length, fds, maxFds, MSG_PEEK);
 }
 
 int64_t transmit(Env &e, int32_t fd, uint32_t buffer, uint32_t length, uint32_t fds, int32_t fdCount) {
@@ -167,6 +176,7 @@ void initSocket(napi_env env, napi_value exports, Env *data) {
   add<&acceptClient>(env, exports, data, "accept");
   add<&makeSocketpair>(env, exports, data, "socketpair");
   add<&receive>(env, exports, data, "recvmsg");
+  add<&peek>(env, exports, data, "peekmsg");
   add<&transmit>(env, exports, data, "sendmsg");
   add<&shutdownBoth>(env, exports, data, "shutdown");
   add<&closeFd>(env, exports, data, "close");

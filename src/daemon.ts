@@ -6,7 +6,7 @@
  * has a worker thread of its own; signals arrive through eventfds.
  */
 import { constants } from 'node:os';
-import { VhostUserBackend, WaitLoop } from 'vhost-user-ts';
+import { type BackendState, VhostUserBackend, WaitLoop } from 'vhost-user-ts';
 import { arena, arenaAlloc, native } from 'vhost-user-ts/native';
 import type { Config } from './config.js';
 import { VirtioFsDevice } from './device.js';
@@ -27,6 +27,7 @@ import { VERSION } from './options.js';
 import { EventCarriers } from './queue/carriers.js';
 import { Offload } from './queue/offload.js';
 import { Replay } from './replay/replay.js';
+import type { SavedEvents, SavedSession, Worker } from './restart.js';
 import { type Handover, lockUp } from './sandbox.js';
 import type { Started } from './start.js';
 import { StartError } from './starterror.js';
@@ -35,6 +36,7 @@ import { withEchoes } from './watch/echofs.js';
 import { EventFeed } from './watch/feed.js';
 import { Fsnotify } from './watch/fsnotify.js';
 import { ShareNodes } from './watch/sharenodes.js';
+import type { GuestCaches } from './watch/translate.js';
 
 const { EAGAIN, EMFILE } = constants.errno;
 /** Threads for calls that would block, unless --thread-pool-size says otherwise. They start only when they are needed. */
@@ -44,6 +46,7 @@ const REPLAYED = { inodes: false, entries: true, negative: false };
 const POLLHUP = 0x10;
 /** For systemctl status. */
 const WAITING = 'STATUS=waiting for a guest';
+const SERVING = 'STATUS=serving a guest';
 /** Lines a minute about clients that come and go. */
 const CLIENT_LINES = 120;
 /** Clients looked at before everything else gets its turn. */
@@ -52,6 +55,10 @@ const ACCEPTS_PER_TURN = 16;
 const ACCEPT_AGAIN_MS = 1000;
 /** How long the end waits for requests that the host's file system has not answered. The launcher waits a little longer. */
 const END_WITHIN_MS = 6000;
+/** How long a worker that is to be replaced waits for its requests. */
+const QUIET_MS = 5000;
+/** Notes of the ledger, behind those of the file system's journal: the request that a worker failed within, and how often. */
+const POISON = { number: 16, count: 17, most: 2 } as const;
 
 /** One daemon: made once, {@link run} once. */
 export class Daemon {
@@ -74,17 +81,23 @@ export class Daemon {
   /** Its socket. */
   #client = -1;
   #running = true;
+  readonly #worker: Worker | undefined;
+  readonly #server: FuseServer;
+  /** The launcher has another worker ready. */
+  #replaced = false;
   /** Has each request logged, or not, by the level of now. */
   #trace = (): void => {};
 
   /**
    * Makes everything ready to serve.
    * @param sandbox what was made outside the sandbox that we are in
+   * @param worker what outlives this process, and what was taken up from the one before
    * @throws StartError for what the user can put right
    */
-  constructor(config: Config, { socket, end, level, notify }: Started, sandbox?: Handover) {
+  constructor(config: Config, { socket, end, level, notify }: Started, sandbox?: Handover, worker?: Worker) {
     this.#config = config;
     this.#socket = socket;
+    this.#worker = worker;
     this.#manager = new ServiceManager(notify);
     this.#loop.add(end, true, () => this.#stop('signal'));
     this.#loop.add(level, true, () => {
@@ -92,16 +105,17 @@ export class Daemon {
       log.cycleLevel();
       this.#trace();
     });
-    for (const warning of config.warnings) log.warn(warning);
+    if (worker === undefined || worker.generation === 1) for (const warning of config.warnings) log.warn(warning);
     if (sandbox === undefined) setOpenFilesLimit(config.rlimitNofile);
     native.umask(0); // modes come from the guest as they are to be
     this.#offload = new Offload(config.threadPoolSize ?? DEFAULT_OFFLOAD_THREADS);
-    this.#fs = openShare(config, sandbox?.root ?? config.sharedDir, this.#offload);
+    this.#fs = openShare(config, sandbox?.root ?? config.sharedDir, this.#offload, worker);
     const hooks: ServerHooks = { jobs: this.#offload, warn: (line) => log.limited('warn', 'session', line) };
     this.#events = this.#openEvents();
     if (this.#events !== undefined) hooks.events = this.#events;
     if (config.metrics !== undefined) {
       this.#metrics = new HotMetrics(OPCODES.length);
+      if (worker !== undefined) this.#metrics.values[Slot.restarts] = worker.generation - 1;
       this.#metricsServer = serveMetrics(config, this.#metrics, this.#events, this.#openFeed(sandbox), sandbox);
       hooks.metrics = requestMetrics(this.#metrics);
     }
@@ -109,6 +123,7 @@ export class Daemon {
     if (config.exportSupport && !share.useHandles)
       log.warn('--export-support: without file handles (CAP_DAC_READ_SEARCH) handles in the guest last only as long as it knows the file');
     const server = new FuseServer(this.#served(), serverOptions(config), hooks);
+    this.#server = server;
     this.#device = new VirtioFsDevice(
       server,
       this.#offload,
@@ -129,15 +144,73 @@ export class Daemon {
       if (config.sandbox === 'chroot') log.load(); // no module can be read later
       lockUp(sandbox, this.#fs.share.fd(ROOT_SLOT));
     }
+    worker?.fill();
+    if (worker !== undefined) this.#follow(worker);
+  }
+
+  /** Has the state kept from now on, after it has gone on with that of the worker before. */
+  #follow(worker: Worker): void {
+    const { store } = worker;
+    const events = this.#events;
+    this.#loop.add(worker.control, false, () => {
+      for (let word = worker.listen(); word !== ''; word = worker.listen()) if (word === 'Q') this.#replaced = true;
+    });
+    const { earlier } = store;
+    if (earlier?.client != null && !worker.lost.has(earlier.client.fd)) this.#resume(worker, earlier);
+    else if (earlier !== undefined) this.#fs.share.reset();
+    store.source = () => ({
+      client: this.#backend?.state() ?? null,
+      fuse: this.#server.session.minor === 0 ? null : this.#server.session,
+      events: events === undefined ? null : { ...events.fsnotify.saved, told: events.told },
+      pid: native.getpid(),
+    });
+    const save = () => store.save();
+    this.#server.onChange = save;
+    if (events !== undefined) events.onTold = events.fsnotify.onWatcher = save;
+    save();
+    worker.serves();
+    this.#backend?.resume(store.earlierStage);
+  }
+
+  /** What the worker before had: a front end, and perhaps a session. */
+  #resume({ store, fault, lost, endOfBefore }: Worker, earlier: SavedSession): void {
+    const client = earlier.client as BackendState;
+    const events = this.#events;
+    this.#client = client.fd;
+    const kept = (fd: number) => (lost.has(fd) ? -1 : fd);
+    const rings = client.vrings.map((ring) => ({ ...ring, kickFd: kept(ring.kickFd), callFd: kept(ring.callFd), errFd: kept(ring.errFd) }));
+    this.#backend = new VhostUserBackend(this.#device, client.fd, this.#loop, {
+      ledger: store.ledger,
+      keeper: store,
+      earlier: { ...client, vrings: rings, requests: kept(client.requests), logFd: kept(client.logFd) },
+    });
+    this.#device.attach(this.#backend);
+    const interrupted = this.#backend.prepare();
+    this.#fs.share.journal.interrupted = endOfBefore;
+    this.#fs.share.dropOpened(new Set(interrupted.map(Math.abs)));
+    const served = interrupted.find((number) => number > 0) ?? 0;
+    if (served !== 0 && fault) this.#device.poison = suspect(store.ledger.notes, served);
+    if (earlier.fuse === null) {
+      this.#fs.share.reset();
+      return;
+    }
+    this.#server.goOn(earlier.fuse);
+    if (!earlier.fuse.fsnotify || events === undefined || earlier.events === null) return;
+    this.#beginEvents(events.fsnotify, false, (caches) => events.fsnotify.resume(caches, earlier.events as SavedEvents));
+    events.resume(earlier.events.told, earlier.events.coherent || this.#config.cache !== 'notify');
   }
 
   /** Serves until the end. @returns the process's exit status */
   run(): number {
     const { sharedDir, listenOn } = this.#config;
-    log.info(`sharing ${sharedDir}`, listenOn.kind === 'path' ? { socket: listenOn.path } : { fd: listenOn.fd });
-    this.#manager.tell('READY=1', WAITING);
+    if (this.#worker === undefined || this.#worker.generation === 1)
+      log.info(`sharing ${sharedDir}`, listenOn.kind === 'path' ? { socket: listenOn.path } : { fd: listenOn.fd });
+    this.#manager.tell('READY=1', this.#backend === undefined ? WAITING : SERVING);
     if (this.#metrics !== undefined) this.#updateGauges(this.#metrics);
-    while (this.#running) this.turn();
+    while (this.#running) {
+      if (this.#replaced && this.#handOver()) return 0;
+      this.turn();
+    }
     this.#end();
     return 0;
   }
@@ -178,21 +251,50 @@ export class Daemon {
     return soonest(soonest(this.#events?.timeout ?? -1, waits), this.#acceptAgain);
   }
 
+  /** Leaves everything as it is to the next worker. Returns false when a request has not ended. */
+  #handOver(): boolean {
+    const worker = this.#worker as Worker;
+    this.#replaced = false;
+    if (this.#device.finish(QUIET_MS) > 0) {
+      worker.refuse();
+      return false;
+    }
+    worker.store.save();
+    this.#metricsServer?.close();
+    worker.handOver();
+    return true;
+  }
+
   /** Remote fsnotify, unless it is turned off. */
   #openEvents(): EventCarriers | undefined {
     const { fsnotify: mode, fsnotifyLimit } = this.#config;
     if (mode === 'off') return undefined;
     const { share } = this.#fs;
+    const store = this.#worker?.store;
+    const saved = store?.earlier?.events;
+    const pid = store?.earlier?.pid;
     let fsnotify: Fsnotify;
     try {
       fsnotify = new Fsnotify(new ShareNodes(share), share.fd(ROOT_SLOT), share.procfd, {
         mode,
         limit: fsnotifyLimit,
         warn: (line) => log.limited('warn', 'fsnotify', line),
+        ...(store === undefined ? {} : { unsaid: store.events }),
+        ...(saved == null || pid === undefined ? {} : { earlier: { fanotify: saved.fanotify, inotify: saved.inotify, pid } }),
       });
     } catch (error) {
       throw new StartError(`--fsnotify=${mode}: ${(error as Error).message}`);
     }
+    this.#loop.add(fsnotify.fd, false, () => this.#drainEvents());
+    return new EventCarriers(
+      fsnotify,
+      (session, agent) => this.#beginEvents(session, agent, (caches, coherent) => session.begin(caches, coherent)),
+      (queue, reason) => this.#backend?.fail(queue, reason),
+    );
+  }
+
+  /** A session with file events begins, or goes on. */
+  #beginEvents(session: Fsnotify, agent: boolean, begin: (caches: GuestCaches, coherent: boolean) => void): void {
     const coherent = this.#config.cache === 'notify';
     const { entryTimeout, attrTimeout, negativeTimeout } = this.#config.timeouts;
     const caches = {
@@ -200,22 +302,15 @@ export class Daemon {
       entries: coherent || entryTimeout > 0,
       negative: coherent || negativeTimeout > 0,
     };
-    this.#loop.add(fsnotify.fd, false, () => this.#drainEvents());
-    return new EventCarriers(
-      fsnotify,
-      (session, agent) => {
-        const keeps = coherent && !agent;
-        session.begin(agent ? REPLAYED : caches, keeps);
-        share.watcher = {
-          known(nodeid) {
-            session.known(nodeid);
-            return keeps;
-          },
-          forgotten: (nodeid) => session.forget(nodeid),
-        };
+    const keeps = coherent && !agent;
+    begin(agent ? REPLAYED : caches, keeps);
+    this.#fs.share.watcher = {
+      known(nodeid) {
+        session.known(nodeid);
+        return keeps;
       },
-      (queue, reason) => this.#backend?.fail(queue, reason),
-    );
+      forgotten: (nodeid) => session.forget(nodeid),
+    };
   }
 
   /** The share with the layers that events need. */
@@ -288,7 +383,7 @@ export class Daemon {
     server.onSession = (session) => {
       // Set again when the session's events begin, if they do.
       share.watcher = null;
-      if (!session.fsnotify) this.#tellHow();
+      if (!session.fsnotify && (this.#worker?.generation ?? 1) === 1) this.#tellHow();
       if (!coherent) return;
       server.setTimeouts(timeouts);
       share.cache = 'auto';
@@ -342,16 +437,20 @@ export class Daemon {
         continue;
       }
       log.limited('info', 'client', 'a client connected', undefined, undefined, CLIENT_LINES);
-      this.#manager.tell('STATUS=serving a guest');
+      this.#manager.tell(SERVING);
       this.#metrics?.add(Slot.connections, 1);
       this.#client = fd;
-      this.#backend = new VhostUserBackend(this.#device, fd, this.#loop);
+      const store = this.#worker?.store;
+      store?.handled(0, 0, 0, 0); // the numbers of its messages begin anew
+      this.#backend = new VhostUserBackend(this.#device, fd, this.#loop, store && { ledger: store.ledger, keeper: store });
       this.#device.attach(this.#backend);
+      store?.save();
     }
   }
 
   #disconnected(reason: string): void {
     this.#backend = undefined;
+    this.#worker?.store.save();
     if (this.#metrics !== undefined) this.#device.countQueues(this.#metrics);
     log.limited('info', 'client', `the client is gone: ${reason}`, undefined, undefined, CLIENT_LINES);
     log.flushSuppressed();
@@ -388,7 +487,17 @@ function soonest(a: number, b: number): number {
   return a < 0 ? b : b < 0 ? a : Math.min(a, b);
 }
 
-function openShare(config: Config, root: string, offload: Offload): PassthroughFs {
+/** Counts that a worker failed within the request with this number. Returns the number when that was once too often, else 0. */
+function suspect(notes: Float64Array, number: number): number {
+  const count = notes[POISON.number] === number ? (notes[POISON.count] as number) + 1 : 1;
+  notes[POISON.number] = number;
+  notes[POISON.count] = count;
+  if (count < POISON.most) return 0;
+  log.error(`${count} workers have failed within the same request: the guest gets EIO for it`);
+  return number;
+}
+
+function openShare(config: Config, root: string, offload: Offload, worker: Worker | undefined): PassthroughFs {
   try {
     return openPassthrough({
       root,
@@ -403,6 +512,7 @@ function openShare(config: Config, root: string, offload: Offload): PassthroughF
       translateGid: config.translateGid,
       ...(config.threadPoolSize === 0 ? {} : { offload }),
       waits: offload,
+      ...(worker === undefined ? {} : { block: worker.block, journal: worker.store.ledger.notes }),
       warn: (message) => log.limited('warn', 'share', message),
     });
   } catch (error) {

@@ -40,6 +40,7 @@ const F_NOTIFICATION = 0;
 const POLLIN = 1;
 /** Most requests that wait for locks, whatever the size of the queues. */
 const MOST_WAITS = 1024;
+const EIO = 5;
 /** Most request queues a front end can configure: as many as Linux makes use of on a large machine. */
 const MAX_REQUEST_QUEUES = 64;
 
@@ -79,6 +80,7 @@ export class VirtioFsDevice implements VhostUserDevice {
   #touchedCount = 0;
   /** Queues of this session, for the counters. */
   readonly #started = new Set<Virtqueue>();
+  #poison = 0;
   /** Queues that were stopped for a corrupt ring, since the daemon's start. */
   queueFailures = 0;
 
@@ -177,8 +179,9 @@ export class VirtioFsDevice implements VhostUserDevice {
           return;
         }
         const head = chain.head;
-        const length = server.serve(chain);
+        const length = this.#poison !== 0 && queue.number === this.#poison ? server.refuse(chain, EIO) : server.serve(chain);
         if (length === PENDING) {
+          queue.postpone(head);
           if (server.pendingJob >= 0) this.#keep(queue, head, server.pendingJob);
           else this.#events?.placed(queue, head);
         } else {
@@ -204,6 +207,11 @@ export class VirtioFsDevice implements VhostUserDevice {
       }
       if (!queue.enableKicks()) return;
     }
+  }
+
+  /** The request with this number is answered with EIO: every process that has served it ended within it. */
+  set poison(number: number) {
+    this.#poison = number;
   }
 
   /** True when {@link serveAgain} has work: the loop must not sleep. */

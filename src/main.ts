@@ -18,7 +18,8 @@ try {
     const started = start(config, inside);
     if (inside === undefined && needsSandbox(config)) (await import('./sandbox.js')).launch(config, started);
     const { Daemon } = await import('./daemon.js');
-    process.exitCode = new Daemon(config, started, inside).run();
+    const worker = inside && (await import('./restart.js')).takeUp(inside);
+    process.exitCode = new Daemon(config, started, inside, worker).run();
   }
 } catch (error) {
   if (error instanceof UsageError) usageExit(error);

@@ -36,6 +36,9 @@ export interface Handover {
   readonly seccomp?: number;
   /** The pid that the host knows. */
   readonly pid: number;
+  /** Memfds that outlive a worker: the share's stores, the session. */
+  readonly state: number;
+  readonly session: number;
 }
 
 /** Name of the environment variable with the memfd's number. */
@@ -75,7 +78,9 @@ export function prepare(
   { syslog, notify }: { readonly syslog: number; readonly notify: number } = { syslog: -1, notify: -1 },
 ): { flags: string[]; handover: Handover } {
   const { sandbox, seccomp, metrics } = config;
-  const keep = [listen];
+  const state = must(native.memfdCreate(cString('virtiofsd-ts-state'), 0), 'memfd_create');
+  const session = must(native.memfdCreate(cString('virtiofsd-ts-session'), 0), 'memfd_create');
+  const keep = [listen, state, session];
   const flags = ['--mode', sandbox, '--where', `--sandbox=${sandbox}`];
   if (file !== undefined) flags.push('--remove', file);
   let metricsFd: number | undefined;
@@ -111,6 +116,8 @@ export function prepare(
     root: sandbox === 'namespace' ? SHARE_AT : config.sharedDir,
     ...(seccompFd === undefined ? {} : { seccomp: seccompFd }),
     pid: process.pid,
+    state,
+    session,
   };
   return { flags, handover };
 }

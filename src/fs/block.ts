@@ -19,7 +19,7 @@ import { FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE } from './linux.js';
 
 const MAGIC = 0x56465349; // "ISFV"
 /** Grows with every change of layout or meaning: a process does not take up a block of another version. */
-const VERSION = 1;
+const VERSION = 2;
 
 const M = 1 << 20;
 
@@ -71,6 +71,16 @@ export class Block {
     }
     this.header[Header.magic] = MAGIC;
     this.header[Header.version] = VERSION;
+  }
+
+  /** Whether this program can go on with a block that another one has made: its layout is the same, or it is empty. */
+  static fits(fd: number): boolean {
+    const head = native.regionMap(fd, 0, 4096, 0);
+    if (head < 0) return false;
+    const words = new Uint32Array(native.regionBuffer(head, 0, 4096));
+    const fits = words[Header.magic] === 0 || (words[Header.magic] === MAGIC && words[Header.version] === VERSION);
+    native.regionUnmap(head);
+    return fits;
   }
 
   /** Words of a part. */

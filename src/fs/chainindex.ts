@@ -32,6 +32,14 @@ export class ChainIndex {
     if (state[0] === 0) state[0] = MINIMUM;
   }
 
+  /** Takes everything out. */
+  clear(): void {
+    // Beyond the buckets in use heads are zero; a process that ended within a split or a merge may have left one more.
+    this.#heads.fill(0, 0, Math.min(this.buckets + 1, this.#heads.length));
+    this.#state[0] = MINIMUM;
+    this.#state[1] = 0;
+  }
+
   /** Buckets in use. */
   get buckets(): number {
     return this.#state[0] as number;

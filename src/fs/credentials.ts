@@ -80,6 +80,11 @@ export class Credentials {
     return 0;
   }
 
+  /** The id that a new file of this user (host id) gets. */
+  effective(uid: number): number {
+    return uid === 0 ? this.#baseUid : uid;
+  }
+
   /** After it. `local`: the ids may stay until other ones are needed. */
   leave(local: boolean): void {
     if (this.#fsetidDropped) {

@@ -149,6 +149,8 @@ export interface FileSystem {
 
   /** A session begins (FUSE_INIT). */
   init(session: SessionOptions): void;
+  /** A session goes on that an earlier process has begun: nodeids and file handles are those of before. */
+  resume(session: SessionOptions): void;
   /** The session ends (DESTROY, a second INIT, device reset, client gone): all nodeids but the root and all file handles go. */
   destroy(): void;
 

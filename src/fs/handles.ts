@@ -32,6 +32,8 @@ export const Handle = {
   ownerHigh: 9,
   pid: 14,
   through: 15,
+  /** Number of the request that opened it, an f64 (passthrough/journal.ts). */
+  opener: 12,
 } as const;
 
 /** `kind`: what may be done with it. The guest can name files and directories; a lock is the descriptor of a lock owner. */
@@ -51,6 +53,8 @@ export const HandleFlag = {
 
 const GENERATIONS = 0xffffffff;
 const State = { generation: 0, open: 1, top: 2 } as const;
+/** Word of the header, from Header.handles on, with one more than the highest slot in use. */
+export const TOP = State.top;
 
 /** For {@link HandleStore.find}: the handle may be of any inode. No number that a guest can send. */
 export const ANY_NODE = -1;
@@ -63,14 +67,51 @@ export class HandleStore {
   readonly #state: Uint32Array;
   readonly #slots: SlotMap;
 
-  constructor(block: Block) {
+  readonly #request: Float64Array;
+
+  /** @param request its first number is that of the request being served */
+  constructor(block: Block, request: Float64Array = new Float64Array(1)) {
+    this.#request = request;
     const buffer = block.buffer(Part.handles, HANDLE_SLOTS * HANDLE_RECORD);
     this.u32 = new Uint32Array(buffer);
     this.i32 = new Int32Array(buffer);
     this.f64 = new Float64Array(buffer);
     this.#state = block.header.subarray(Header.handles, Header.handles + 16);
     this.#slots = new SlotMap(block.u32(Part.handleMaps, SlotMap.words(HANDLE_SLOTS)), HANDLE_SLOTS);
+    if (block.inherited) this.#recover();
     this.#slots.claim(0);
+  }
+
+  /** After the end of another process: handles that wait for a job of it end, and where directories stand is not known. */
+  #recover(): void {
+    this.#slots.clear((this.#state[State.top] as number) + 1);
+    let open = 0;
+    for (let slot = 1; slot < (this.#state[State.top] as number); slot++) {
+      const at = slot << SHIFT;
+      const kind = this.u32[at + Handle.kind] as number;
+      if (kind === Kind.none) continue;
+      if ((this.u32[at + Handle.flags] as number) & HandleFlag.closing) {
+        this.u32[at + Handle.kind] = Kind.none;
+        continue;
+      }
+      open++;
+      this.#slots.claim(slot);
+      this.u32[at + Handle.inFlight] = 0;
+      this.u32[at + Handle.buffer] = 0;
+      if (kind === Kind.directory) this.u32[at + Handle.positionLow] = this.u32[at + Handle.positionHigh] = 0xffff_ffff;
+    }
+    this.#state[State.open] = open;
+  }
+
+  /** Every open handle. */
+  *slots(): Generator<number> {
+    for (let slot = 1; slot < (this.#state[State.top] as number); slot++)
+      if (this.#slots.taken(slot) && this.u32[(slot << SHIFT) + Handle.kind] !== Kind.none) yield slot;
+  }
+
+  /** Number of the request that opened a handle. */
+  opener(slot: number): number {
+    return this.f64[((slot << SHIFT) + Handle.opener) >> 1] as number;
   }
 
   /** Handles whose fd is open, those that wait for a job among them. */
@@ -135,7 +176,6 @@ export class HandleStore {
     this.i32[at] = fd;
     u32[at + Handle.generation] = generation;
     this.f64[(at + Handle.nodeid) >> 1] = nodeid;
-    u32[at + Handle.kind] = kind;
     u32[at + Handle.flags] = flags;
     u32[at + Handle.inFlight] = 0;
     u32[at + Handle.mount] = mount;
@@ -143,8 +183,10 @@ export class HandleStore {
     u32[at + Handle.positionHigh] = 0;
     u32[at + Handle.buffer] = 0;
     u32[at + Handle.openFlags] = openFlags;
+    this.f64[(at + Handle.opener) >> 1] = this.#request[0] as number;
     this.#state[State.open] = (this.#state[State.open] as number) + 1;
     if (slot >= (this.#state[State.top] as number)) this.#state[State.top] = slot + 1;
+    u32[at + Handle.kind] = kind; // last: now it is one, whenever the process ends
   }
 
   /** What the guest calls it. */
@@ -241,10 +283,12 @@ export class HandleStore {
 
   #end(slot: number): void {
     const at = slot << SHIFT;
-    // close(2) of what was written to another host can tell an error, but frees the fd all the same.
-    native.close(this.i32[at] as number);
-    this.i32[at] = -1;
+    const fd = this.i32[at] as number;
+    // First: the number can be another descriptor's as soon as it is closed.
     this.u32[at + Handle.kind] = Kind.none;
+    this.i32[at] = -1;
+    // close(2) of what was written to another host can tell an error, but frees the fd all the same.
+    if (fd >= 0) native.close(fd);
     this.#slots.free(slot);
     this.#state[State.open] = (this.#state[State.open] as number) - 1;
   }

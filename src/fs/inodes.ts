@@ -38,9 +38,8 @@ export const Inode = {
   /** Place in the ring of cached descriptors while `fd` is one of them. */
   cachePosition: 11,
   flags: 12,
-  /** For the host watcher: what the guest watches of this inode, and the watcher's own word. */
+  /** What the guest watches of this inode, for a process after this one. */
   watchMask: 13,
-  watchData: 14,
   /** Chain of the index by handle. */
   nextHandle: 16,
   /** `struct file_handle`: length, type, and up to 40 bytes. Length 0: no handle. */
@@ -66,6 +65,8 @@ export const Flag = {
   young: 16,
   /** In the line of forgotten inodes that are kept for export support (`Share.keepForgotten`), though it may be known again. */
   kept: 32,
+  /** The record is one: set last when it is made and taken away first when it goes, so that it tells after whatever end of a process. */
+  live: 64,
 } as const;
 
 export const ROOT_NODEID = 1;
@@ -75,6 +76,8 @@ const GENERATIONS = 1 << 29;
 
 /** Words from Header.inodes on. */
 const State = { generation: 0, seed: 1, live: 2, empty: 3, top: 4 } as const;
+/** Word of the header, from Header.inodes on, with one more than the highest slot ever used. */
+export const TOP = State.top;
 
 /** Empty pages that are kept for the next inodes before the system gets any back: 1 MiB. */
 const KEEP_EMPTY = 256;
@@ -124,7 +127,36 @@ export class InodeStore {
     // Chains that a guest could make long by the order in which it creates files are not to be had without the seed.
     if (!block.inherited) this.#state[State.seed] = randomBytes(4).readUInt32LE();
     this.#seed = (this.#state[State.seed] as number) | 0;
+    if (block.inherited) this.#recover();
     this.#slots.claim(0); // "no slot" in chains and results
+  }
+
+  /**
+   * The process before this one can have ended within any change: what follows from the records is made anew. Records that the guest was
+   * never told of are dropped, and so are cached descriptors: nobody keeps them.
+   */
+  #recover(): void {
+    // A slot can have been taken before the bound was raised.
+    this.#slots.clear(this.top + 1);
+    this.#byIno.clear();
+    this.#byHandle.clear();
+    let live = 0;
+    for (let slot = 1; slot < this.top; slot++) {
+      const at = slot << SHIFT;
+      const flags = this.u32[at + Inode.flags] as number;
+      if ((flags & Flag.live) === 0) continue;
+      if (this.f64[(at + Inode.nlookup) >> 1] === 0 && (flags & Flag.kept) === 0 && slot !== ROOT_SLOT) {
+        this.u32[at + Inode.flags] = 0;
+        continue;
+      }
+      live++;
+      this.#slots.claim(slot);
+      if ((flags & Flag.pinned) === 0) this.i32[at + Inode.fd] = -1;
+      if ((flags & Flag.indexed) !== 0) this.#byIno.insert(slot, this.#inoHash(slot));
+      if ((flags & Flag.handleIndexed) !== 0) this.#byHandle.insert(slot, hashWords(this.u32, at + Inode.handleBytes, this.#seed));
+    }
+    this.#state[State.live] = live;
+    this.#state[State.empty] = 0;
   }
 
   /** Inodes known, the root among them. */
@@ -242,12 +274,11 @@ export class InodeStore {
     this.f64[(at + Inode.nlookup) >> 1] = 0;
     this.i32[at + Inode.fd] = -1;
     u32[at + Inode.cachePosition] = 0;
-    u32[at + Inode.flags] = Flag.indexed;
     u32[at + Inode.watchMask] = 0;
-    u32[at + Inode.watchData] = 0;
     u32[at + Inode.handleBytes] = 0;
     this.#state[State.live] = (this.#state[State.live] as number) + 1;
     if (slot >= (this.#state[State.top] as number)) this.#state[State.top] = slot + 1;
+    u32[at + Inode.flags] = Flag.indexed | Flag.live;
     this.#byIno.insert(slot, hashIno(inoLow, inoHigh, mount, this.#seed));
   }
 
@@ -292,6 +323,8 @@ export class InodeStore {
 
   /** Ends a slot; its fd must be closed already. */
   remove(slot: number): void {
+    const flagsAt = (slot << SHIFT) + Inode.flags;
+    this.u32[flagsAt] = (this.u32[flagsAt] as number) & ~Flag.live;
     this.retire(slot);
     this.#state[State.live] = (this.#state[State.live] as number) - 1;
     if (!this.#slots.free(slot)) return;

@@ -107,6 +107,12 @@ export const RWF_APPEND = 16;
 
 export const FALLOC_FL_KEEP_SIZE = 1;
 export const FALLOC_FL_PUNCH_HOLE = 2;
+export const FALLOC_FL_COLLAPSE_RANGE = 8;
+export const FALLOC_FL_INSERT_RANGE = 0x20;
+
+// linux/fs.h: renameat2
+export const RENAME_EXCHANGE = 2;
+export const RENAME_WHITEOUT = 4;
 
 export const UTIME_NOW = 0x3fffffff;
 export const UTIME_OMIT = 0x3ffffffe;

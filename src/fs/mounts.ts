@@ -10,7 +10,7 @@ import { BTRFS_SUPER_MAGIC, EXT4_SUPER_MAGIC, F2FS_SUPER_MAGIC, RAMFS_MAGIC, TMP
 const SHIFT = 3;
 
 /** Words of a record. */
-const Mount = { id: 0, major: 1, minor: 2, flags: 3, type: 4 } as const;
+export const Mount = { id: 0, major: 1, minor: 2, flags: 3, type: 4, fd: 5 } as const;
 
 /** What is known of a file system. */
 export const MountFlag = {
@@ -50,15 +50,18 @@ function traits(magic: number): number {
 export class MountTable {
   readonly #u32: Uint32Array;
   readonly #count: Uint32Array;
-  /** Mount fd of an entry, -1: none. */
-  readonly #fds = new Int32Array(MOUNT_SLOTS).fill(-1);
+  readonly #i32: Int32Array;
   readonly #byMount = new Map<number, number>();
   readonly #byKey = new Map<number, number>();
 
   constructor(block: Block) {
     this.#u32 = block.u32(Part.mounts, (MOUNT_SLOTS * MOUNT_RECORD) / 4);
+    this.#i32 = new Int32Array(this.#u32.buffer);
     this.#count = block.header.subarray(Header.mounts, Header.mounts + 1);
-    for (let i = 0; i < this.size; i++) this.#byKey.set(this.#key(i), i);
+    for (let i = 0; i < this.size; i++) {
+      this.#byKey.set(this.#key(i), i);
+      if (this.fd(i) >= 0) this.#byMount.set(this.id(i), this.fd(i));
+    }
   }
 
   get size(): number {
@@ -87,9 +90,9 @@ export class MountTable {
     this.#u32[at + Mount.minor] = minor;
     this.#u32[at + Mount.flags] = traits(magic);
     this.#u32[at + Mount.type] = magic;
+    this.#i32[at + Mount.fd] = this.#byMount.get(id) ?? -1;
     this.#count[0] = index + 1;
     this.#byKey.set(this.#key(index), index);
-    this.#fds[index] = this.#byMount.get(id) ?? -1;
     return index;
   }
 
@@ -112,31 +115,35 @@ export class MountTable {
 
   /** A readable descriptor on the entry's mount, or -1. */
   fd(index: number): number {
-    return this.#fds[index] as number;
+    return this.#i32[(index << SHIFT) + Mount.fd] as number;
   }
 
   /** Gives all entries of a mount their descriptor; it belongs to the table from now on. */
   setFd(index: number, fd: number): void {
     const id = this.id(index);
     this.#byMount.set(id, fd);
-    for (let i = 0; i < this.size; i++) if (this.id(i) === id) this.#fds[i] = fd;
+    for (let i = 0; i < this.size; i++) if (this.id(i) === id) this.#setFd(i, fd);
   }
 
   /** Closes the descriptors of all mounts but entry 0's, the share itself. */
   closeSubmounts(): void {
     const root = this.id(0);
+    for (let i = 0; i < this.size; i++) if (this.id(i) !== root) this.#setFd(i, -1);
     for (const [id, fd] of this.#byMount) {
       if (id === root) continue;
       native.close(fd);
       this.#byMount.delete(id);
     }
-    for (let i = 0; i < this.size; i++) if (this.id(i) !== root) this.#fds[i] = -1;
   }
 
   close(): void {
+    for (let i = 0; i < this.size; i++) this.#setFd(i, -1);
     for (const fd of this.#byMount.values()) native.close(fd);
     this.#byMount.clear();
-    this.#fds.fill(-1);
+  }
+
+  #setFd(index: number, fd: number): void {
+    this.#i32[(index << SHIFT) + Mount.fd] = fd;
   }
 
   #key(index: number): number {

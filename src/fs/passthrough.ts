@@ -49,6 +49,9 @@ export class PassthroughFs implements FileSystem {
     this.share.reset();
     this.share.session = { ...session };
   }
+  resume(session: SessionOptions): void {
+    this.share.session = { ...session };
+  }
   destroy(): void {
     this.share.reset();
   }

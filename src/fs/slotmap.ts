@@ -31,6 +31,15 @@ export class SlotMap {
     }
   }
 
+  /** Frees all slots below `top`. */
+  clear(top: number): void {
+    let n = top;
+    for (const words of this.#levels) {
+      n = Math.min(Math.ceil(n / 32), words.length);
+      words.fill(0, 0, n);
+    }
+  }
+
   /** Takes the lowest free slot; -1 when all are taken. */
   take(): number {
     const levels = this.#levels;

@@ -121,6 +121,8 @@ export class FuseServer {
   pendingJob = -1;
   /** Called when a session has begun. */
   onSession: (session: Session) => void = () => undefined;
+  /** Called when {@link session} is another one, and the file system follows it. */
+  onChange: () => void = () => undefined;
   /** Set to see every request (debug logging); null costs nothing. */
   trace: Trace | null;
 
@@ -249,6 +251,22 @@ export class FuseServer {
     this.endSession();
   }
 
+  /** Goes on with what an earlier process has agreed on with the guest; the file system has its state already. */
+  goOn(session: Session): void {
+    this.session = session;
+    this.fs.resume(session);
+    this.onSession(session);
+  }
+
+  /** Answers a request with an error without looking at what it asks. Returns the bytes written. */
+  refuse(chain: Chain, errno: number): number {
+    const q = this.#request;
+    const r = this.#reply;
+    q.begin(chain);
+    r.begin(chain, q.uniqueLow, q.uniqueHigh);
+    return operationOf(q.opcode).noReply ? 0 : r.error(errno);
+  }
+
   /** FUSE_INIT: ends the session there was and begins one. Returns 0 or -EPROTO. */
   beginSession(request: InitRequest): number {
     this.endSession();
@@ -258,6 +276,7 @@ export class FuseServer {
     this.fs.init(session);
     this.onSession(session);
     if (session.fsnotify && this.events !== null) this.events.begin();
+    this.onChange();
     return 0;
   }
 
@@ -272,6 +291,7 @@ export class FuseServer {
   /** The second half of {@link resume}. */
   resumeEvents(): void {
     if (this.session.fsnotify && this.events !== null) this.events.begin();
+    this.onChange();
   }
 
   /** FUSE_DESTROY and other ends of a session; does nothing when there is none. */
@@ -281,6 +301,7 @@ export class FuseServer {
     this.session = NO_SESSION;
     if (session.fsnotify && this.events !== null) this.events.end();
     this.fs.destroy();
+    this.onChange();
   }
 
   /** Everything that the table says about a request. 0 or -errno. */

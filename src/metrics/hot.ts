@@ -49,6 +49,7 @@ export const SCALARS = [
   { key: 'openFiles', type: 'gauge', name: 'open_files', help: 'Files and directories that the guest has open' },
   { key: 'fds', type: 'gauge', name: 'file_descriptors', help: 'Descriptors held for the guest (inodes, open files)' },
   { key: 'sessions', type: 'counter', name: 'sessions_total', help: 'File system sessions started (FUSE_INIT)' },
+  { key: 'restarts', type: 'counter', name: 'worker_restarts_total', help: 'Times that a worker was followed by another one' },
   { key: 'connections', type: 'counter', name: 'connections_total', help: 'Front ends that connected' },
   { key: 'connected', type: 'gauge', name: 'connected', help: '1 while a front end is connected' },
 ] as const satisfies readonly Scalar[];

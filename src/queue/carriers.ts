@@ -193,6 +193,9 @@ export class EventCarriers implements FileEvents, AgentEvents {
   /** Called once a session when its guest has given the first buffer: from then on it can be told of changes. */
   onCarrier: () => void = () => undefined;
 
+  /** Called when {@link told} has become true. */
+  onTold: () => void = () => undefined;
+
   /** Shows people what goes on; undefined when nobody can look. */
   feed: EventFeed | undefined;
 
@@ -230,6 +233,23 @@ export class EventCarriers implements FileEvents, AgentEvents {
     this.#told = false;
     this.#begin(this.fsnotify, false);
     this.#attach();
+  }
+
+  /**
+   * Goes on with the session of the process before.
+   * @param told the guest could be told of changes
+   * @param coherent and what it caches by that holds: {@link onCarrier} is called again
+   */
+  resume(told: boolean, coherent: boolean): void {
+    this.#session = true;
+    this.#told = told;
+    if (told && coherent) this.onCarrier();
+    this.#attach();
+  }
+
+  /** Whether the guest can be told of changes. */
+  get told(): boolean {
+    return this.#told;
   }
 
   end(): void {
@@ -372,6 +392,7 @@ export class EventCarriers implements FileEvents, AgentEvents {
     if (!this.#told) {
       this.#told = true;
       this.onCarrier();
+      this.onTold();
     }
     this.fsnotify.buffersArrived();
   }

@@ -100,12 +100,11 @@ export class Fanotify extends Watcher {
   readonly kind = 'fanotify';
   readonly supported: number;
   readonly fd: number;
-  /** Made without CAP_SYS_ADMIN: the kernel's limits hold, and other processes have no pid. */
-  readonly privileged: boolean;
-
   readonly #rename: boolean;
   readonly #procfd: number;
   readonly #pid = native.getpid();
+  /** The process that had this group before us: what it did is no news, as long as the first events after it are read. */
+  #pidBefore: number;
   readonly #counters: Counters;
   readonly #handleFlags: number;
   #keys = new Uint32Array(64 * KEY_WORDS);
@@ -134,13 +133,23 @@ export class Fanotify extends Watcher {
   /**
    * @param ability from {@link fanotifyAbility}
    * @param procfd a descriptor of /proc/self/fd: marks are set through it, as fanotify_mark(2) takes no O_PATH descriptor itself
+   * @param earlier the group of a process before this one, with its marks and events, and that process's `pid`
    */
-  constructor(ability: FanotifyAbility, nodes: WatchNodes, procfd: number, limit: number, counters: Counters, table = new WatchTable()) {
+  constructor(
+    ability: FanotifyAbility,
+    nodes: WatchNodes,
+    procfd: number,
+    limit: number,
+    counters: Counters,
+    table = new WatchTable(),
+    earlier = -1,
+    pid = 0,
+  ) {
     super(nodes, limit, table);
     const flags = FAN_CLOEXEC | FAN_NONBLOCK | ability.report;
     // The guest's limit is ours to set; the user's limit would count other groups of the same user.
-    let fd = native.fanotifyInit(flags | FAN_UNLIMITED_MARKS, 0);
-    this.privileged = fd >= 0;
+    let fd = earlier >= 0 ? earlier : native.fanotifyInit(flags | FAN_UNLIMITED_MARKS, 0);
+    this.#pidBefore = pid;
     if (fd < 0) fd = native.fanotifyInit(flags, 0);
     if (fd < 0) throw new Error(`fanotify_init: errno ${-fd}`);
     this.fd = fd;
@@ -232,6 +241,10 @@ export class Fanotify extends Watcher {
     this.#systems.length = 0;
     this.#scanned.fill(0);
     // What was queued is of watches that are no more.
+    this.discard();
+  }
+
+  discard(): void {
     while (native.read(this.fd, this.#buffer, BUFFER_BYTES) > 0);
   }
 
@@ -243,7 +256,10 @@ export class Fanotify extends Watcher {
     const counters = this.#counters;
     while (reads-- > 0) {
       const n = native.read(this.fd, this.#buffer, BUFFER_BYTES);
-      if (n <= 0) return false;
+      if (n <= 0) {
+        this.#pidBefore = 0;
+        return false;
+      }
       sink.batch();
       const end = this.#buffer + n;
       let events = 0;
@@ -289,7 +305,8 @@ export class Fanotify extends Watcher {
       }
       info += bytes;
     }
-    const own = i32[(at + Metadata.pid) >> 2] === this.#pid;
+    const pid = i32[(at + Metadata.pid) >> 2] as number;
+    const own = pid === this.#pid || (pid === this.#pidBefore && pid !== 0);
     if (own) {
       this.#counters.add(Counter.echoes);
       // A directory that the guest itself moved needs another guard, too.

@@ -22,6 +22,10 @@ export interface FsnotifyOptions extends NotifierOptions {
   limit?: number;
   /** One line for people. */
   warn?: (line: string) => void;
+  /** What a process before this one has watched with (-1: not), and its pid. */
+  earlier?: { readonly fanotify: number; readonly inotify: number; readonly pid: number };
+  /** A word that outlives the process: 1 while something was read from the host that the guest does not have. */
+  unsaid?: Uint32Array;
 }
 
 /** Each watch keeps an inode in the host kernel's memory: about 1 KiB. */
@@ -30,6 +34,9 @@ export const DEFAULT_WATCH_LIMIT = 131_072;
 /** struct fuse_fsnotify_in.flags: the mask is for everything that the guest looks up. */
 export const FSNOTIFY_ALL = 1;
 
+const ROOT_NODEID = 1;
+const ENOENT = 2;
+const ESTALE = 116;
 const EXDEV = 18;
 const ENODEV = 19;
 const EINVAL = 22;
@@ -76,6 +83,10 @@ export class Fsnotify {
   #all = 0;
   #coherent = false;
   #toldLimit = false;
+  readonly #earlier: NonNullable<FsnotifyOptions['earlier']>;
+  readonly #unsaid: Uint32Array;
+  /** What {@link saved} says has changed. */
+  onWatcher: () => void = () => undefined;
 
   /**
    * @param root an O_PATH descriptor of the shared directory: what it can do decides in mode auto
@@ -88,6 +99,8 @@ export class Fsnotify {
     this.#limit = options.limit ?? DEFAULT_WATCH_LIMIT;
     this.#warn = options.warn ?? (() => undefined);
     this.counters = counters;
+    this.#earlier = options.earlier ?? { fanotify: -1, inotify: -1, pid: 0 };
+    this.#unsaid = options.unsaid ?? new Uint32Array(1);
     this.notifier = new Notifier(counters, options);
     this.notifier.onOverflow = () => this.#rearm();
     const ability: FanotifyAbility | number = options.mode === 'inotify' ? -EOPNOTSUPP : fanotifyAbility(root, procfd);
@@ -97,7 +110,10 @@ export class Fsnotify {
       if (options.mode === 'auto')
         this.#warn(`fanotify cannot watch the shared directory (errno ${-ability}): inotify reports changes only`);
       this.#first = this.#inotify();
-    } else this.#first = this.#half(new Fanotify(ability, nodes, procfd, this.#limit, counters));
+    } else {
+      const { fanotify, pid } = this.#earlier;
+      this.#first = this.#half(new Fanotify(ability, nodes, procfd, this.#limit, counters, undefined, fanotify, pid));
+    }
     this.supportedLow = this.#first.watcher.supported;
     if (options.mode === 'auto' && this.#first.watcher.kind === 'fanotify') {
       this.#epoll = native.epollCreate();
@@ -108,6 +124,42 @@ export class Fsnotify {
       this.#epoll = -1;
       this.fd = this.#first.watcher.fd;
     }
+    if (this.#first.watcher.kind === 'fanotify' && this.#earlier.inotify >= 0) this.#other();
+  }
+
+  /** What a process after this one must have. */
+  get saved(): { fanotify: number; inotify: number; all: number; coherent: boolean } {
+    const fd = (kind: HostWatcher['kind']) => [this.#first, this.#second].find((half) => half?.watcher.kind === kind)?.watcher.fd ?? -1;
+    return { fanotify: fd('fanotify'), inotify: fd('inotify'), all: this.#all, coherent: this.#coherent };
+  }
+
+  /**
+   * Goes on with the session of the process before: its marks are there already, the guest's masks are the store's.
+   * The guest hears of an overflow when something can be lost: what was read and not handed over, and what inotify has to tell, of
+   * which nobody knows any more whose doing it was.
+   */
+  resume(caches: Readonly<GuestCaches>, saved: { readonly all: number; readonly coherent: boolean }): void {
+    Object.assign(this.#caches, caches);
+    this.#all = saved.all;
+    this.#coherent = saved.coherent;
+    let failed = 0;
+    if (saved.coherent || saved.all !== 0) this.#nodes.directories((nodeid) => this.known(nodeid));
+    this.#nodes.remembered((nodeid, mask) => {
+      const error = this.#set(nodeid, (mask | this.#all) >>> 0);
+      // A node that is gone has nothing to tell.
+      if (error < 0 && error !== -ESTALE && error !== -ENOENT) failed = error;
+    });
+    this.counters.values[Counter.watches] = this.watches;
+    if (failed !== 0) this.#warn(`a watch could not be set again (errno ${-failed}): the guest is told that events may be missing`);
+    const inotify = this.saved.inotify;
+    for (const half of [this.#first, this.#second]) if (half?.watcher.kind === 'inotify') half.watcher.discard();
+    if (failed !== 0 || inotify >= 0 || this.#unsaid[0] !== 0) this.notifier.overflow();
+  }
+
+  /** Hands over what can be, and notes whether something is left. */
+  #pump(): void {
+    this.notifier.pump();
+    this.#unsaid[0] = this.notifier.pending ? 1 : 0;
   }
 
   /** Which watcher serves the shared directory itself. */
@@ -132,6 +184,8 @@ export class Fsnotify {
     this.#second?.watcher.clear();
     this.notifier.reset();
     this.counters.values[Counter.watches] = 0;
+    this.#unsaid[0] = 0;
+    this.#nodes.remember(ROOT_NODEID, 0); // the others are forgotten
   }
 
   /**
@@ -152,9 +206,14 @@ export class Fsnotify {
     if ((flags & ~FSNOTIFY_ALL) !== 0) return -EINVAL;
     if (maskHigh !== 0 || (mask & ~this.supportedLow) !== 0) return -EOPNOTSUPP;
     if ((mask & ~MODIFIERS) === 0) mask = 0;
-    if ((flags & FSNOTIFY_ALL) === 0) return this.#set(nodeid, (mask | this.#all) >>> 0);
+    if ((flags & FSNOTIFY_ALL) === 0) {
+      const error = this.#set(nodeid, (mask | this.#all) >>> 0);
+      if (error === 0) this.#nodes.remember(nodeid, mask);
+      return error;
+    }
     // Every directory, with what happens to its children: a file that the guest knows is in a directory that it knows.
     this.#all = mask === 0 ? 0 : (mask | FS_EVENT_ON_CHILD) >>> 0;
+    this.onWatcher();
     let result = 0;
     this.#nodes.directories((directory) => {
       const error = this.#set(directory, this.#all);
@@ -200,19 +259,20 @@ export class Fsnotify {
   /** Where the guest's buffers come from; null: nowhere. */
   attach(source: BufferSource | null): void {
     this.notifier.attach(source);
-    this.notifier.pump();
+    this.#pump();
   }
 
   /** The guest has given buffers. */
   buffersArrived(): void {
-    this.notifier.pump();
+    this.#pump();
   }
 
   /** Reads what the host has and hands it over. @returns whether there may be more: other work goes first, then call again. */
   drain(): boolean {
+    this.#unsaid[0] = 1;
     let more = this.#first.watcher.drain(this.#first.translator);
     if (this.#second?.watcher.drain(this.#second.translator)) more = true;
-    this.notifier.pump();
+    this.#pump();
     if (this.#sweepOn(this.#first)) more = true;
     if (this.#sweepOn(this.#second)) more = true;
     return more;
@@ -264,13 +324,14 @@ export class Fsnotify {
     if (this.#second === null) {
       this.#second = this.#inotify();
       native.epollAdd(this.#epoll, this.#second.watcher.fd, EPOLLIN, 0);
+      this.onWatcher();
     }
     return this.#second;
   }
 
   #inotify(): Half {
     this.echoes = new Echoes();
-    return this.#half(new Inotify(this.#nodes, this.#procfd, this.#limit, this.counters, this.echoes));
+    return this.#half(new Inotify(this.#nodes, this.#procfd, this.#limit, this.counters, this.echoes, undefined, this.#earlier.inotify));
   }
 
   #half(watcher: HostWatcher): Half {

@@ -94,9 +94,18 @@ export class Inotify extends Watcher {
   readonly #link = arenaAlloc(8192);
   readonly #statx = arenaAlloc(256);
 
-  constructor(nodes: WatchNodes, procfd: number, limit: number, counters: Counters, echoes: Echoes, table = new WatchTable()) {
+  /** @param earlier the instance of a process before this one, with its watches */
+  constructor(
+    nodes: WatchNodes,
+    procfd: number,
+    limit: number,
+    counters: Counters,
+    echoes: Echoes,
+    table = new WatchTable(),
+    earlier = -1,
+  ) {
     super(nodes, limit, table);
-    const fd = native.inotifyInit();
+    const fd = earlier >= 0 ? earlier : native.inotifyInit();
     if (fd < 0) throw new Error(`inotify_init1: errno ${-fd}`);
     this.fd = fd;
     this.#procfd = procfd;
@@ -158,6 +167,10 @@ export class Inotify extends Watcher {
     this.#dying = 0;
     this.#names.clear();
     this.#nameOf.clear();
+    this.discard();
+  }
+
+  discard(): void {
     while (native.read(this.fd, this.#buffer, BUFFER_BYTES) > 0);
   }
 

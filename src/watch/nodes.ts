@@ -19,6 +19,10 @@ export interface WatchNodes {
   open(handle: number, near: number): number;
   /** Whether two nodes were reached through the same mount. */
   sameMount(a: number, b: number): boolean;
+  /** Writes down, for a process after this one, what the guest watches of a node that it knows; 0: nothing. */
+  remember(nodeid: number, mask: number): void;
+  /** Every node with such a mask that is not 0. */
+  remembered(visit: (nodeid: number, mask: number) => void): void;
   /** Every directory that the guest knows. */
   directories(visit: (nodeid: number) => void): void;
 }

@@ -84,6 +84,20 @@ export class ShareNodes implements WatchNodes {
     return slotA > 0 && slotB > 0 && this.#share.mountOf(slotA) === this.#share.mountOf(slotB);
   }
 
+  remember(nodeid: number, mask: number): void {
+    const { inodes } = this.#share;
+    const slot = inodes.find(nodeid);
+    if (slot > 0) inodes.u32[(slot << SHIFT) + Inode.watchMask] = mask;
+  }
+
+  remembered(visit: (nodeid: number, mask: number) => void): void {
+    const { inodes } = this.#share;
+    for (let slot = 1; slot < inodes.top; slot++) {
+      const mask = inodes.u32[(slot << SHIFT) + Inode.watchMask] as number;
+      if (mask !== 0 && inodes.live(slot)) visit(inodes.nodeid(slot), mask);
+    }
+  }
+
   directories(visit: (nodeid: number) => void): void {
     const { inodes } = this.#share;
     for (let slot = 1; slot < inodes.top; slot++) {

@@ -69,6 +69,8 @@ export interface HostWatcher {
   rearm(from: number, count: number): number;
   /** Ends all watches. */
   clear(): void;
+  /** Reads what there is and forgets it. */
+  discard(): void;
   close(): void;
 }
 
@@ -187,6 +189,7 @@ export abstract class Watcher implements HostWatcher {
     this.childBits = 0;
   }
 
+  abstract discard(): void;
   abstract close(): void;
 
   /** A watched directory was moved: another one guards it now. */

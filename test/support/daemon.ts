@@ -105,18 +105,12 @@ export class TestDaemon {
 
   /** The process that serves: inside the sandbox, if there is one. */
   get inside(): number {
-    if (this.#inside !== undefined) return this.#inside;
+    if (this.#inside !== undefined && commandLine(this.#inside).length > 1) return this.#inside;
     for (const end = performance.now() + 10_000; performance.now() < end; Atomics.wait(pause, 0, 0, 1)) {
-      let pid = this.pid;
-      let words = commandLine(pid);
-      const outside = words;
-      while (words[0]?.endsWith('/virtiofsd-ts-sandbox')) {
-        pid = Number(readFileSync(`/proc/${pid}/task/${pid}/children`, 'utf8'));
-        words = pid > 0 ? commandLine(pid) : [];
-      }
-      if (words.some((word) => word.endsWith('/main.js')) && (words !== outside || this.#sandboxed === false)) {
-        this.#inside = pid;
-        return pid;
+      const found = this.#sandboxed ? this.workers[0] : this.pid;
+      if (found !== undefined && commandLine(found).some((word) => word.endsWith('/main.js'))) {
+        this.#inside = found;
+        return found;
       }
     }
     throw new Error(`no process inside the sandbox: ${this.log}`);
@@ -125,8 +119,23 @@ export class TestDaemon {
   /** The launcher's processes around it. */
   get launchers(): number[] {
     const found: number[] = [];
-    for (let pid = this.pid; pid !== this.inside; pid = Number(readFileSync(`/proc/${pid}/task/${pid}/children`, 'utf8'))) found.push(pid);
+    for (let pid: number | undefined = this.pid; pid !== undefined; pid = children(pid).find(isLauncher))
+      if (isLauncher(pid)) found.push(pid);
     return found;
+  }
+
+  /** The workers that there are, and the processes that keep their descriptors. */
+  get workers(): number[] {
+    return this.#family.filter((pid) => commandLine(pid).some((word) => word.endsWith('/main.js')));
+  }
+
+  get keepers(): number[] {
+    return this.#family.filter((pid) => commandLine(pid).length <= 1 && !isLauncher(pid));
+  }
+
+  get #family(): number[] {
+    const parent = this.launchers.at(-1);
+    return parent === undefined ? [] : children(parent);
   }
 
   /** A front end that has started the device. */
@@ -232,6 +241,20 @@ function commandLine(pid: number): string[] {
     return readFileSync(`/proc/${pid}/cmdline`, 'utf8').split('\0');
   } catch {
     return [];
+  }
+}
+
+function isLauncher(pid: number): boolean {
+  return commandLine(pid)[0]?.endsWith('/virtiofsd-ts-sandbox') === true;
+}
+
+/** Those that have not ended. */
+function children(pid: number): number[] {
+  try {
+    const pids = readFileSync(`/proc/${pid}/task/${pid}/children`, 'utf8').trim().split(' ').filter(Boolean).map(Number);
+    return pids.filter((child) => !/^State:\s+[ZX]/m.test(readFileSync(`/proc/${child}/status`, 'utf8')));
+  } catch {
+    return []; // ended meanwhile
   }
 }
 

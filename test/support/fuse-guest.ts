@@ -202,6 +202,10 @@ export class FakeFs implements FileSystem {
     this.session = session;
     this.#call('init');
   }
+  resume(session: SessionOptions): void {
+    this.session = session;
+    this.#call('resume');
+  }
   destroy(): void {
     this.#call('destroy');
   }

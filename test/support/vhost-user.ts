@@ -126,7 +126,7 @@ export class Session {
     this.device = device;
     const { frontend, backendFd } = VhostUserFrontend.pair({ turn: () => this.turn(), timeout: 500, ...options });
     this.frontend = frontend;
-    this.backend = new VhostUserBackend(device, backendFd, this.loop, maxRegions);
+    this.backend = new VhostUserBackend(device, backendFd, this.loop, { maxRegions });
     device.backend = this.backend;
   }
 

@@ -123,6 +123,17 @@ export class TestNodes implements WatchNodes {
     return this.#nodes.get(a)?.mount === this.#nodes.get(b)?.mount;
   }
 
+  readonly masks = new Map<number, number>();
+
+  remember(nodeid: number, mask: number): void {
+    if (mask === 0) this.masks.delete(nodeid);
+    else this.masks.set(nodeid, mask);
+  }
+
+  remembered(visit: (nodeid: number, mask: number) => void): void {
+    for (const [nodeid, mask] of this.masks) visit(nodeid, mask);
+  }
+
   directories(visit: (nodeid: number) => void): void {
     for (const [nodeid, node] of this.#nodes) if (node.directory) visit(nodeid);
   }

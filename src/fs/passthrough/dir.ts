@@ -92,7 +92,8 @@ export function opendir(share: Share, nodeid: number, flags: number): number {
 /** RELEASEDIR. */
 export function releasedir(share: Share, nodeid: number, fh: number): number {
   const handle = share.handles.find(fh, nodeid, Kind.directory);
-  if (handle < 0) return handle;
+  const again = share.journal.begin();
+  if (handle < 0) return again ? 0 : handle;
   buffers?.drop(share, handle);
   share.handles.release(handle);
   return 0;

@@ -2,18 +2,22 @@
  * Data: READ, WRITE and what else may wait for a disk. Reads of cached pages, and writes as long as the disk does not hold them up,
  * are made in place, everything else by a job on the offload threads; the handle in use stays open until its job has ended.
  */
-import { native, OffloadOp } from 'vhost-user-ts/native';
+import { arena, arenaAlloc, EMPTY_NAME, native, OffloadOp } from 'vhost-user-ts/native';
 import { PENDING } from '../filesystem.js';
 import { ANY_NODE, HandleFlag, Kind } from '../handles.js';
 import { ROOT_SLOT } from '../inodes.js';
 import {
+  AT_EMPTY_PATH,
   EAGAIN,
   EBADF,
   EDQUOT,
   EINVAL,
+  EIO,
   ENFILE,
   ENOSPC,
   EOPNOTSUPP,
+  FALLOC_FL_COLLAPSE_RANGE,
+  FALLOC_FL_INSERT_RANGE,
   FUSE_WRITE_CACHE,
   FUSE_WRITE_KILL_SUIDGID,
   O_APPEND,
@@ -25,6 +29,8 @@ import {
   RWF_NOWAIT,
   S_IFDIR,
   S_IFREG,
+  STATX_BASIC_STATS,
+  Statx,
 } from '../linux.js';
 import { MountFlag } from '../mounts.js';
 import type { Share } from './share.js';
@@ -43,6 +49,8 @@ const IOV_MAX = 1024;
 /** Most that one copy_file_range moves: its result must stay below PENDING. */
 const COPY_MAX = 0x3ffff000;
 const PAGE = 4096;
+/** Room for the largest WRITE with its header, twice. */
+const COMPARED_BYTES = 4 << 20;
 
 /** The handles that each job uses; 0: none. */
 const jobHandle = new Uint32Array(65536);
@@ -153,12 +161,17 @@ export function write(
   const flags = writeFlags & O_APPEND && (writeFlags & FUSE_WRITE_CACHE) === 0 ? RWF_APPEND : 0;
   const kill = (writeFlags & FUSE_WRITE_KILL_SUIDGID) !== 0; // also without HANDLE_KILLPRIV_V2: direct writes of Linux set it always
   clearCapabilities(share, fd);
+  let done = 0;
+  if (flags !== 0 && (share.journal.begin() || share.journal.isOld)) {
+    done = appended(share, fd, offset, size, iov, count, skip);
+    if (done === size) return size;
+  }
   const began = size > LONG_WRITE ? native.monotonic() : 0;
-  if ((size > LONG_WRITE && began < share.waryUntil) || share.handles.flags(handle) & HandleFlag.slowWrite) {
+  const waits = (size > LONG_WRITE && began < share.waryUntil) || (share.handles.flags(handle) & HandleFlag.slowWrite) !== 0;
+  if (done === 0 && waits) {
     const job = submit(share, handle, 0, kill ? OffloadOp.writeKillPriv : OffloadOp.write, iov, count, skip, size, offset, 0, flags);
     if (job === PENDING) return job;
   }
-  let done = 0;
   do {
     const n = kill
       ? native.pwritev2KillPriv(fd, iov, count, skip + done, size - done, offset + done, flags)
@@ -179,6 +192,43 @@ export function write(
   return done;
 }
 
+const compared = arenaAlloc(COMPARED_BYTES);
+const comparedIov = arenaAlloc(16);
+
+/**
+ * How many bytes of an append are in the file, written by a process that ended within it. The guest's offset is where it saw the end of the
+ * file; others may have appended, too. What is taken for ours has our bytes.
+ */
+function appended(share: Share, fd: number, offset: number, size: number, iov: number, count: number, skip: number): number {
+  if (native.statx(fd, EMPTY_NAME, AT_EMPTY_PATH, STATX_BASIC_STATS, share.attr) < 0) return 0;
+  const word = (share.attr + Statx.size) >> 2;
+  const end = (arena.u32[word] as number) + (arena.u32[word + 1] as number) * 2 ** 32;
+  const there = Math.min(end - offset, size);
+  if (there <= 0) return 0;
+  const readable = native.reopen(share.procfd, fd, O_RDONLY | O_NOCTTY | O_NONBLOCK);
+  if (readable < 0) return there;
+  let result = 0;
+  if (sameBytes(readable, offset, there, iov, count, skip)) result = there;
+  else if (end >= size && sameBytes(readable, end - size, size, iov, count, skip)) result = size;
+  native.close(readable);
+  return result;
+}
+
+/** Whether `length` bytes of a file from `offset` on are those of the iovecs behind their first `skip` bytes. */
+function sameBytes(fd: number, offset: number, length: number, iov: number, count: number, skip: number): boolean {
+  const half = COMPARED_BYTES >> 1;
+  if (skip + length > half || native.gather(iov, count, compared, skip + length) !== skip + length) return false;
+  const to = compared + half;
+  const address = native.arenaAddress() + to;
+  const at = comparedIov >> 2;
+  arena.u32[at] = address >>> 0;
+  arena.u32[at + 1] = Math.floor(address / 2 ** 32);
+  arena.u32[at + 2] = length;
+  arena.u32[at + 3] = 0;
+  if (native.preadv2(fd, comparedIov, 1, 0, length, offset, 0) !== length) return false;
+  return arena.buffer.compare(arena.buffer, to, to + length, compared + skip, compared + skip + length) === 0;
+}
+
 /** FSYNC and FSYNCDIR. */
 export function fsync(share: Share, nodeid: number, fh: number, dataOnly: boolean, kind: number): number {
   const handle = share.handles.find(fh, nodeid, kind);
@@ -191,6 +241,10 @@ export function fsync(share: Share, nodeid: number, fh: number, dataOnly: boolea
 export function fallocate(share: Share, nodeid: number, fh: number, offset: number, length: number, mode: number): number {
   const handle = share.handles.find(fh, nodeid, Kind.file);
   if (handle < 0) return handle;
+  const moves = (mode & (FALLOC_FL_COLLAPSE_RANGE | FALLOC_FL_INSERT_RANGE)) !== 0;
+  if (moves && share.journal.begin()) return -EIO;
+  // In place, so that what is known of it is known of it alone.
+  if (moves) return native.fallocate(share.handles.fd(handle), mode, offset, length);
   const job = submit(share, handle, 0, OffloadOp.fallocate, 0, 0, 0, length, offset, 0, mode);
   return job === PENDING ? job : native.fallocate(share.handles.fd(handle), mode, offset, length);
 }

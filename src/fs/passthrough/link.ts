@@ -1,11 +1,15 @@
 /** Names: making and removing them, and reading symbolic links. */
-import { arena, EMPTY_NAME, native } from 'vhost-user-ts/native';
+import { arena, arenaAlloc, EMPTY_NAME, native } from 'vhost-user-ts/native';
 import { ROOT_SLOT } from '../inodes.js';
 import {
   AT_NO_AUTOMOUNT,
   AT_REMOVEDIR,
   AT_SYMLINK_NOFOLLOW,
+  EEXIST,
   EINVAL,
+  ENOENT,
+  RENAME_EXCHANGE,
+  RENAME_WHITEOUT,
   S_IFBLK,
   S_IFCHR,
   S_IFDIR,
@@ -15,6 +19,7 @@ import {
   S_IFREG,
   S_IFSOCK,
   S_ISGID,
+  STATX_BTIME,
   Statx,
 } from '../linux.js';
 import { lookupName, unref } from './lookup.js';
@@ -56,8 +61,10 @@ export function symlink(share: Share, parent: number, name: number, target: numb
   if (dirfd < 0) return dirfd;
   let error = enterCaller(share, dir, 0, NO_UMASK);
   if (error < 0) return error;
+  const again = share.journal.begin();
   error = native.symlinkat(target, dirfd, name);
   share.credentials.leave(isLocal(share, dir));
+  if (again && error === -EEXIST && isOurs(share, dirfd, name, S_IFLNK) && leadsTo(dirfd, name, target)) error = 0;
   return error < 0 ? error : made(share, dir, dirfd, name, 0);
 }
 
@@ -71,8 +78,10 @@ export function mknod(share: Share, parent: number, name: number, mode: number, 
   if (dirfd < 0) return dirfd;
   let error = enterCaller(share, dir, mode, umask);
   if (error < 0) return error;
+  const again = share.journal.begin();
   error = native.mknodat(dirfd, name, type | (mode & 0o7777), rdev);
   share.credentials.leave(isLocal(share, dir));
+  if (again && error === -EEXIST && isOurs(share, dirfd, name, type === 0 ? S_IFREG : type)) error = 0;
   return error < 0 ? error : made(share, dir, dirfd, name, 0);
 }
 
@@ -84,10 +93,34 @@ export function mkdir(share: Share, parent: number, name: number, mode: number, 
   if (dirfd < 0) return dirfd;
   let error = enterCaller(share, dir, S_IFDIR | mode, umask);
   if (error < 0) return error;
+  const again = share.journal.begin();
   error = native.mkdirat(dirfd, name, mode & 0o7777);
   share.credentials.leave(isLocal(share, dir));
+  if (again && error === -EEXIST && isOurs(share, dirfd, name, S_IFDIR)) error = 0;
   return error < 0 ? error : made(share, dir, dirfd, name, AT_REMOVEDIR);
 }
+
+/** Whether what is there by this name can have been made by this request, before the process that served it ended. */
+export function isOurs(share: Share, dirfd: number, name: number, type: number): boolean {
+  const { attr, caller } = share;
+  if (native.statx(dirfd, name, AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT, LOOKUP_MASK, attr) < 0) return false;
+  const uid = share.uids.toHost(caller.uid);
+  return (
+    ((arena.u16[(attr + Statx.mode) >> 1] as number) & S_IFMT) === type &&
+    arena.u32[(attr + Statx.uid) >> 2] === share.credentials.effective(uid) &&
+    share.journal.isYoung(attr, ((arena.u32[attr >> 2] as number) & STATX_BTIME) !== 0)
+  );
+}
+
+/** Whether a symbolic link has this target. */
+function leadsTo(dirfd: number, name: number, target: number): boolean {
+  const length = arena.u8.indexOf(0, target) - target;
+  const n = native.readlinkat(dirfd, name, linkBuffer, PATH_MAX);
+  return n === length && arena.buffer.compare(arena.buffer, target, target + n, linkBuffer, linkBuffer + n) === 0;
+}
+
+const PATH_MAX = 4096;
+const linkBuffer = arenaAlloc(PATH_MAX);
 
 /** Tells the guest of a new name; takes it away again when its security context cannot be set. */
 function made(share: Share, dir: number, dirfd: number, name: number, removeFlags: number): number {
@@ -119,7 +152,9 @@ function remove(share: Share, parent: number, name: number, flags: number): numb
   const dirfd = share.fd(dir);
   if (dirfd < 0) return dirfd;
   if (flags === AT_REMOVEDIR || share.session.writebackCache) keepVictim(share, dir, dirfd, name);
-  return native.unlinkat(dirfd, name, flags);
+  const again = share.journal.begin();
+  const error = native.unlinkat(dirfd, name, flags);
+  return error === -ENOENT && again ? 0 : error;
 }
 
 /**
@@ -157,11 +192,24 @@ export function rename(share: Share, parent: number, name: number, newParent: nu
     if (kept < 0) return kept;
     keepVictim(share, newDir, kept, newName);
     const again = share.fd(dir);
-    const error = again < 0 ? again : native.renameat2(again, name, kept, newName, flags);
+    const error = again < 0 ? again : move(share, again, name, kept, newName, flags);
     native.close(kept);
     return error;
   }
-  return native.renameat2(dirfd, name, newDirfd, newName, flags);
+  return move(share, dirfd, name, newDirfd, newName, flags);
+}
+
+function move(share: Share, dirfd: number, name: number, newDirfd: number, newName: number, flags: number): number {
+  const { journal, attr } = share;
+  const target = () => native.statx(newDirfd, newName, AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT, LOOKUP_MASK, attr);
+  // These leave something by the old name: which inode is where tells whether it was done.
+  const leaves = (flags & (RENAME_EXCHANGE | RENAME_WHITEOUT)) !== 0;
+  const again = journal.hasBegun;
+  if (leaves && again && target() === 0 && journal.isMoved(attr)) return 0;
+  if (leaves && !again && native.statx(dirfd, name, AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT, LOOKUP_MASK, attr) === 0) journal.moved = attr;
+  journal.begin();
+  const error = native.renameat2(dirfd, name, newDirfd, newName, flags);
+  return error === -ENOENT && again && target() === 0 ? 0 : error;
 }
 
 /** LINK. */
@@ -175,8 +223,13 @@ export function link(share: Share, nodeid: number, newParent: number, newName: n
   share.keep = slot;
   const dirfd = share.fd(dir);
   if (dirfd < 0) return dirfd;
+  const again = share.journal.begin();
   const error = native.linkProc(share.procfd, fd, dirfd, newName);
-  if (error < 0) return error;
+  if (error < 0 && !(again && error === -EEXIST)) return error;
   const entry = lookupName(share, dir, dirfd, newName, false);
+  if (error < 0 && entry > 0 && entry !== slot) {
+    unref(share, entry, 1);
+    return error;
+  }
   return Math.min(entry, 0);
 }

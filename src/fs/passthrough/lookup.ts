@@ -58,7 +58,10 @@ export function lookup(share: Share, parent: number, name: number, nameLength: n
 /** FORGET; a count beyond what the guest holds forgets the inode. */
 export function forget(share: Share, nodeid: number, nlookup: number): void {
   const slot = share.inodes.find(nodeid);
-  if (slot > ROOT_SLOT) unref(share, slot, nlookup);
+  const held = slot > ROOT_SLOT ? (share.inodes.f64[((slot << SHIFT) + Inode.nlookup) >> 1] as number) : 0;
+  // Also for a nodeid that is not known: it may be unknown because this was done already.
+  const left = share.journal.counted(held - nlookup);
+  if (slot > ROOT_SLOT && !Number.isNaN(left)) unref(share, slot, held - left);
 }
 
 /** Takes references from an inode, the last ones with the inode. */

@@ -30,7 +30,7 @@ import {
   S_IFREG,
 } from '../linux.js';
 import { MountFlag } from '../mounts.js';
-import { enterCaller } from './link.js';
+import { enterCaller, isOurs } from './link.js';
 import { lookupFd, lookupName, unref } from './lookup.js';
 import { setContexts } from './secctx.js';
 import type { Share } from './share.js';
@@ -69,8 +69,10 @@ export function create(share: Share, parent: number, name: number, flags: number
   if (!share.room()) return -ENFILE;
   let error = enterCaller(share, dir, mode, umask);
   if (error < 0) return error;
+  const again = share.journal.begin();
   const fd = native.openat(dirfd, name, hostFlags | O_CREAT | O_EXCL, mode & 0o7777);
   share.credentials.leave(isLocal(share, dir));
+  if (fd === -EEXIST && again && isOurs(share, dirfd, name, S_IFREG)) return openMade(share, dir, dirfd, name, flags);
   if (fd === -EEXIST && (flags & O_EXCL) === 0) return openExisting(share, dir, dirfd, name, flags, killPriv);
   if (fd < 0) return fd;
   const slot = lookupFd(share, dir, fd, false, true);
@@ -81,6 +83,14 @@ export function create(share: Share, parent: number, name: number, flags: number
   error = setContexts(share, fd);
   if (error < 0) native.unlinkat(dirfd, name, 0);
   return finishCreate(share, slot, fd, hostFlags, error);
+}
+
+/** The file that this request has made before the process that served it ended. */
+function openMade(share: Share, dir: number, dirfd: number, name: number, flags: number): number {
+  let error = openExisting(share, dir, dirfd, name, flags & ~O_TRUNC, false);
+  if (error < 0) return error;
+  error = setContexts(share, share.handles.fd(share.handles.find(share.opened.fh, 0, Kind.file)));
+  return error;
 }
 
 function openExisting(share: Share, dir: number, dirfd: number, name: number, flags: number, killPriv: boolean): number {
@@ -182,7 +192,8 @@ export function flush(share: Share, nodeid: number, fh: number): number {
 /** RELEASE. */
 export function release(share: Share, nodeid: number, fh: number): number {
   const handle = share.handles.find(fh, nodeid, Kind.file);
-  if (handle < 0) return handle;
+  const again = share.journal.begin();
+  if (handle < 0) return again ? 0 : handle;
   if (share.session.posixLock || share.session.flock) {
     share.handles.release(handle);
     share.locks.released(nodeid, handle);

@@ -1,4 +1,5 @@
 import type { Offload } from '../../queue/offload.js';
+import type { Block } from '../block.js';
 import type { Waits } from './lock.js';
 
 /** How a host directory is shared; what is negotiated with the guest comes with FUSE_INIT (`SessionOptions`) instead. */
@@ -31,8 +32,10 @@ export interface PassthroughOptions {
   offload?: Offload;
   /** Where requests that wait for a lock are numbered; without it none waits. */
   waits?: Waits;
-  /** A memfd with the state that an earlier process left. */
-  stateFd?: number;
+  /** Where the state lives, perhaps with what an earlier process left; default: memory of this process alone. */
+  block?: Block;
+  /** Words that tell which request is being served and how far it is ({@link Journal}); kept as long as the block. */
+  journal?: Float64Array;
   /** What somebody should know: a file system without handles, a refused mount. */
   warn?: (message: string) => void;
 }

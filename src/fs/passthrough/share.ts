@@ -36,6 +36,7 @@ import {
 } from '../linux.js';
 import { MountFlag, MountTable } from '../mounts.js';
 import { XattrMap } from '../xattrmap.js';
+import { Journal } from './journal.js';
 import { Locks } from './lock.js';
 import type { PassthroughOptions } from './options.js';
 
@@ -104,6 +105,8 @@ export class Share {
   readonly dotDot = cString('..', arenaAlloc(64));
 
   readonly block: Block;
+  /** What the next process must know of the request being served. */
+  readonly journal: Journal;
   readonly inodes: InodeStore;
   readonly handles: HandleStore;
   readonly mounts: MountTable;
@@ -160,9 +163,10 @@ export class Share {
     this.#warn = options.warn ?? (() => {});
     this.limit = Math.max(64, Math.min(options.maxDescriptors ?? native.openFilesLimit() - RESERVE, MOST_DESCRIPTORS));
     this.#ring = new Uint32Array(this.limit);
-    this.block = new Block(options.stateFd ?? -1);
+    this.block = options.block ?? new Block();
+    this.journal = new Journal(options.journal);
     this.inodes = new InodeStore(this.block);
-    this.handles = new HandleStore(this.block);
+    this.handles = new HandleStore(this.block, this.journal.request);
     this.mounts = new MountTable(this.block);
     this.locks = new Locks(this, options.waits ?? null, options.readonly ?? false);
     this.procfd = must(native.openat(-100, cString('/proc/self/fd'), O_PATH | O_DIRECTORY, 0), '/proc/self/fd');
@@ -173,7 +177,23 @@ export class Share {
     if (mode === 'prefer' && !this.useHandles)
       this.#warn('no file handles without the capability CAP_DAC_READ_SEARCH: every known inode keeps a descriptor');
     this.credentials.setUmask(0);
-    this.#openRoot(options.root);
+    if (this.inodes.live(ROOT_SLOT)) this.#takeUp();
+    else this.#openRoot(options.root);
+  }
+
+  /** An earlier process had the share open: its pinned descriptors are there under their numbers. */
+  #takeUp(): void {
+    for (let slot = ROOT_SLOT; slot < this.inodes.top; slot++) {
+      if (!this.inodes.live(slot)) continue;
+      const at = slot << SHIFT;
+      if ((this.inodes.i32[at + Inode.fd] as number) >= 0) this.#pinned++;
+      if (((this.inodes.u32[at + Inode.flags] as number) & Flag.kept) !== 0) this.#enqueueKept(slot);
+    }
+  }
+
+  /** Closes the handles that requests of an earlier process have opened without an answer: the guest does not know them. */
+  dropOpened(requests: ReadonlySet<number>): void {
+    for (const slot of [...this.handles.slots()]) if (requests.has(this.handles.opener(slot))) this.handles.release(slot);
   }
 
   #openRoot(path: string): void {
@@ -278,8 +298,9 @@ export class Share {
     const at = slot << SHIFT;
     const fd = this.inodes.i32[at + Inode.fd] as number;
     if (fd < 0) return;
-    native.close(fd);
+    // First: the number can be another descriptor's as soon as it is closed.
     this.inodes.i32[at + Inode.fd] = -1;
+    native.close(fd);
     if ((this.inodes.u32[at + Inode.flags] as number) & Flag.pinned) {
       this.#pinned--;
       return;
@@ -307,11 +328,15 @@ export class Share {
     this.closeFd(slot);
     this.inodes.f64[(at + Inode.nlookup) >> 1] = 0;
     if ((flags & Flag.kept) !== 0) return true;
+    this.#enqueueKept(slot);
+    this.inodes.u32[at + Inode.flags] = (this.inodes.u32[at + Inode.flags] as number) | Flag.kept;
+    return true;
+  }
+
+  #enqueueKept(slot: number): void {
     if (this.#kept.length === 0) this.#kept = new Uint32Array(KEEP_FORGOTTEN);
     if (this.#keptCount === KEEP_FORGOTTEN) this.#dropOldestKept();
     this.#kept[(this.#keptFirst + this.#keptCount++) % KEEP_FORGOTTEN] = slot;
-    this.inodes.u32[at + Inode.flags] = (this.inodes.u32[at + Inode.flags] as number) | Flag.kept;
-    return true;
   }
 
   #dropOldestKept(): void {

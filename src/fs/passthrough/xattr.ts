@@ -2,6 +2,7 @@
 import { arena, EMPTY_NAME, native } from 'vhost-user-ts/native';
 import {
   AT_EMPTY_PATH,
+  EEXIST,
   ENODATA,
   ENOSYS,
   EOPNOTSUPP,
@@ -50,7 +51,9 @@ export function setxattr(
     const error = clearSetGid(share, fd);
     if (error < 0) return error;
   }
-  return native.setxattr(share.procfd, fd, hostName, value, size, flags);
+  const again = flags !== 0 && share.journal.begin();
+  const error = native.setxattr(share.procfd, fd, hostName, value, size, flags);
+  return error === -EEXIST && again ? native.setxattr(share.procfd, fd, hostName, value, size, 0) : error;
 }
 
 /** LISTXATTR. */
@@ -70,7 +73,10 @@ export function removexattr(share: Share, nodeid: number, name: number): number 
   const hostName = mapName(share, name);
   if (hostName < 0) return hostName;
   const fd = inodeFd(share, nodeid);
-  return fd < 0 ? fd : native.removexattr(share.procfd, fd, hostName);
+  if (fd < 0) return fd;
+  const again = share.journal.begin();
+  const error = native.removexattr(share.procfd, fd, hostName);
+  return error === -ENODATA && again ? 0 : error;
 }
 
 /**

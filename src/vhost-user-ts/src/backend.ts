@@ -8,8 +8,9 @@
 import { DescriptorChain } from './chain.js';
 import { Connection, Received } from './connection.js';
 import { closeFd } from './fd.js';
+import { Ledger } from './ledger.js';
 import type { WaitLoop } from './loop.js';
-import { GuestMemory, type RegionSpec } from './memory.js';
+import { GuestMemory, type LogSpec, type RegionSpec } from './memory.js';
 import {
   BACKEND_MESSAGES,
   type BackendName,
@@ -32,7 +33,7 @@ import {
   VRING_FLAG_LOG,
   VRING_INDEX_MASK,
 } from './message.js';
-import { native } from './native.js';
+import { arena, native } from './native.js';
 import { MAX_QUEUE_SIZE, type RingAddresses, Virtqueue } from './virtqueue.js';
 
 /** Severity of a line for {@link VhostUserDevice.log}. */
@@ -87,6 +88,69 @@ export const SUPPORTED_PROTOCOL_FEATURES = features(
 
 /** Messages handled before the loop looks after everything else: more than any front end sends at once. */
 const MESSAGES_PER_TURN = 256;
+/** A session in numbers, for another process to go on with it ({@link BackendOptions.earlier}). Descriptors keep their numbers. */
+export interface BackendState {
+  readonly fd: number;
+  readonly acked: string;
+  readonly ackedProtocol: string;
+  readonly owned: boolean;
+  /** The back-end channel, or -1. */
+  readonly requests: number;
+  readonly logFd: number;
+  readonly log: LogSpec;
+  readonly regions: readonly (RegionSpec & { readonly fd: number })[];
+  readonly vrings: readonly RingState[];
+  readonly handled: HandledMessage;
+}
+
+/** The message that was handled last. */
+export interface HandledMessage {
+  /** How many were before it. */
+  readonly count: number;
+  /** Its length; 0: it is not in the socket any more. */
+  readonly length: number;
+  /** The bytes that answer it, in hexadecimal. */
+  readonly reply: string;
+}
+
+/** A ring that the front end has said something of. */
+export interface RingState {
+  readonly index: number;
+  readonly size: number;
+  readonly base: number;
+  readonly addresses: RingAddresses | null;
+  readonly kickFd: number;
+  readonly callFd: number;
+  readonly errFd: number;
+  readonly enabled: boolean;
+  readonly started: boolean;
+  readonly failed: boolean;
+  readonly running: boolean;
+}
+
+/** What happens to a message after it was handled and that was saved. A system call that was about to be made counts as made. */
+export const MessageStage = { handled: 0, answered: 1, consumed: 2 } as const;
+
+/** Keeps a session for another process. */
+export interface SessionKeeper {
+  /** {@link VhostUserBackend.state} is another one: it must be kept when this returns. */
+  save(): void;
+  /** As {@link save}, when only {@link BackendState.handled} is another one: the reply has `bytes` bytes at arena offset `at`. */
+  handled(count: number, length: number, at: number, bytes: number): void;
+  /** What was done with the message with this count. */
+  stage(count: number, stage: number): void;
+}
+
+/** What a back end can be given. */
+export interface BackendOptions {
+  /** How many memory regions are taken (GET_MAX_MEM_SLOTS). */
+  maxRegions?: number;
+  /** Where is written down what is in flight. */
+  ledger?: Ledger;
+  keeper?: SessionKeeper;
+  /** The session of an earlier process, to go on with by {@link VhostUserBackend.prepare} and {@link VhostUserBackend.resume}. */
+  earlier?: BackendState;
+}
 
 interface Vring {
   readonly queue: Virtqueue;
@@ -107,6 +171,15 @@ interface Vring {
 
 /** Thrown by a handler to refuse a message: never leaves this file. */
 class Refusal extends Error {}
+
+/** Requests that change nothing: no whole state is written for them. */
+const UNCHANGING = new Set(
+  (['GET_FEATURES', 'GET_PROTOCOL_FEATURES', 'GET_QUEUE_NUM', 'GET_MAX_MEM_SLOTS', 'GET_CONFIG', 'CHECK_DEVICE_STATE'] as const).map(
+    (name) => FRONTEND_MESSAGES[name].request,
+  ),
+);
+
+const isServed = (number: number): boolean => number > 0;
 
 function exact(value: bigint): number {
   if (value > 0x1f_ffff_ffff_ffffn) throw new Refusal(`address or size 0x${value.toString(16)} out of range`);
@@ -135,43 +208,40 @@ export class VhostUserBackend {
   readonly #loop: WaitLoop;
   readonly #connection: Connection;
   readonly #tag: number;
+  /** Those that the front end has named, in that order; and by index. */
   readonly #vrings: Vring[] = [];
+  readonly #byIndex: (Vring | undefined)[] = [];
+  readonly #ledger: Ledger;
   readonly #chain = new DescriptorChain();
+  readonly #keeper: SessionKeeper | undefined;
+  readonly #earlier: BackendState | undefined;
   #requests: Connection | undefined; // the back-end channel
   #logFd = -1;
   #owned = false;
+  /** Rings are enabled from the start: the front end has no protocol features. */
+  #enabled = false;
   #brokenSeen = native.brokenCount();
+  #replyBytes = 0;
+  readonly #disposed: number[] = [];
+  #handled: HandledMessage = { count: 0, length: 0, reply: '' };
 
-  /**
-   * @param fd connected Unix socket, non-blocking; owned by the session from now on
-   * @param maxRegions how many memory regions are taken (GET_MAX_MEM_SLOTS)
-   */
-  constructor(device: VhostUserDevice, fd: number, loop: WaitLoop, maxRegions = 509) {
+  /** @param fd connected Unix socket, non-blocking; owned by the session from now on */
+  constructor(device: VhostUserDevice, fd: number, loop: WaitLoop, options: BackendOptions = {}) {
+    const { ledger = new Ledger(), maxRegions = 509 } = options;
     this.#device = device;
     this.#loop = loop;
+    this.#keeper = options.keeper;
+    this.#earlier = options.earlier;
     this.memory = new GuestMemory(maxRegions);
-    this.#connection = new Connection(fd);
-    for (let i = 0; i < device.queueCount; i++) {
-      this.#vrings.push({
-        queue: new Virtqueue(i, this.memory, this.#chain),
-        size: 0,
-        base: 0,
-        addresses: undefined,
-        kickFd: -1,
-        kickTag: -1,
-        errFd: -1,
-        enabled: false,
-        started: false,
-        failed: false,
-        announced: false,
-      });
-    }
+    this.memory.dispose = (fd) => void this.#dispose(fd);
+    this.#connection = new Connection(fd, 'request', options.keeper !== undefined);
+    this.#ledger = ledger;
     this.#tag = loop.add(fd, false, () => this.#readable());
   }
 
   /** The queues, by index. */
   queue(index: number): Virtqueue | undefined {
-    return this.#vrings[index]?.queue;
+    return this.#ring(index)?.queue;
   }
 
   get offered(): bigint {
@@ -180,6 +250,133 @@ export class VhostUserBackend {
 
   #log(level: LogLevel, message: string): void {
     this.#device.log?.(level, message);
+  }
+
+  // --- another process goes on ---
+
+  /** The session as it is. */
+  state(): BackendState {
+    const touched = (vring: Vring) =>
+      vring.size > 0 || vring.addresses !== undefined || vring.enabled || vring.kickFd >= 0 || vring.queue.callFd >= 0 || vring.errFd >= 0;
+    return {
+      fd: this.#connection.fd,
+      acked: String(this.acked),
+      ackedProtocol: String(this.ackedProtocol),
+      owned: this.#owned,
+      requests: this.#requests?.fd ?? -1,
+      logFd: this.#logFd,
+      log: this.memory.log,
+      regions: this.memory.table.map(({ guestAddress, size, userAddress, mmapOffset, fd }) => ({
+        guestAddress,
+        size,
+        userAddress,
+        mmapOffset,
+        fd,
+      })),
+      vrings: this.#vrings.filter(touched).map((vring) => ({
+        index: vring.queue.index,
+        size: vring.size,
+        base: vring.started ? vring.queue.lastAvail : vring.base,
+        addresses: vring.addresses ?? null,
+        kickFd: vring.kickFd,
+        callFd: vring.queue.callFd,
+        errFd: vring.errFd,
+        enabled: vring.enabled,
+        started: vring.started,
+        failed: vring.failed,
+        running: vring.queue.running,
+      })),
+      handled: this.#handled,
+    };
+  }
+
+  /** Descriptors of a session, which {@link prepare} must find open. */
+  static descriptors(state: BackendState): number[] {
+    const rings = state.vrings.flatMap(({ kickFd, callFd, errFd }) => [kickFd, callFd, errFd]);
+    return [state.fd, state.requests, state.logFd, state.log.fd, ...state.regions.map(({ fd }) => fd), ...rings].filter((fd) => fd >= 0);
+  }
+
+  /**
+   * Takes up the earlier session: memory and rings are mapped, nothing is served yet.
+   * @returns the numbers of the requests in flight; the one that was being served is positive
+   */
+  prepare(): number[] {
+    const earlier = this.#earlier;
+    if (earlier === undefined) return [];
+    this.acked = BigInt(earlier.acked);
+    this.ackedProtocol = BigInt(earlier.ackedProtocol);
+    this.#owned = earlier.owned;
+    this.#handled = earlier.handled;
+    this.#logFd = earlier.logFd;
+    if (earlier.requests >= 0) this.#requests = new Connection(earlier.requests, 'reply');
+    for (const { fd, ...spec } of earlier.regions) {
+      const error = this.memory.add(spec, fd, fd);
+      if (error < 0) this.#log('error', `memory region at 0x${spec.guestAddress.toString(16)} cannot be mapped again (errno ${-error})`);
+    }
+    const { log } = earlier;
+    if (log.fd >= 0) this.memory.setLog(log.fd, log.offset, log.size, log.fd);
+    this.memory.setLogging(hasFeature(this.acked, Feature.LOG_ALL));
+    this.#device.featuresAcked?.(this.acked);
+    for (const { index, addresses, running: ran, callFd, ...state } of earlier.vrings) {
+      const vring = this.#ring(index);
+      if (vring === undefined) continue;
+      Object.assign(vring, state, { addresses: addresses ?? undefined });
+      vring.queue.callFd = callFd;
+      if (!ran || addresses === null) continue;
+      const problem = vring.queue.resume(vring.size, addresses, {
+        eventIdx: hasFeature(this.acked, Feature.EVENT_IDX),
+        indirect: hasFeature(this.acked, Feature.INDIRECT_DESC),
+      });
+      if (problem !== undefined) {
+        this.fail(vring.queue, problem);
+        continue;
+      }
+      if (vring.kickFd >= 0) vring.kickTag = this.#wait(vring);
+    }
+    return this.#vrings.flatMap(({ queue }) => queue.interrupted);
+  }
+
+  /**
+   * Goes on, after {@link prepare}: the message that was under way is answered if it was not, and what was in flight is served again. The
+   * device's own state must be there.
+   * @param stage what was done with that message, a {@link MessageStage}
+   */
+  resume(stage: number): void {
+    if (this.#earlier === undefined) return;
+    this.#settle(stage);
+    const running = this.#vrings.filter(({ queue }) => queue.running);
+    // What was being served is served before anything else is.
+    running.sort((a, b) => Number(b.queue.interrupted.some(isServed)) - Number(a.queue.interrupted.some(isServed)));
+    for (const vring of running) {
+      do this.#run(vring);
+      while (vring.queue.interrupted.length > 0 && vring.enabled && !vring.failed);
+      // The interrupt for what was answered before may have got lost with the earlier process.
+      vring.queue.signal();
+    }
+  }
+
+  /** Sends the reply that an earlier process has not sent, and takes the message out of the socket. */
+  #settle(stage: number): void {
+    const { length, reply } = this.#handled;
+    const connection = this.#connection;
+    if (length === 0 || stage === MessageStage.consumed) return;
+    connection.unconsumed = length;
+    arena.buffer.write(reply, connection.out, 'hex');
+    this.#replyBytes = reply.length / 2;
+    this.#finish(stage);
+  }
+
+  /** Has the state kept. */
+  save(): void {
+    this.#keeper?.save();
+    for (const fd of this.#disposed.splice(0)) closeFd(fd);
+  }
+
+  /** A descriptor is not needed any more. Where the state is kept it stays open until the state is without it. */
+  #dispose(fd: number): -1 {
+    if (this.#keeper === undefined) return closeFd(fd);
+    if (fd >= 0) this.#disposed.push(fd);
+    return -1;
   }
 
   // --- the control channel ---
@@ -207,6 +404,7 @@ export class VhostUserBackend {
         : FRONTEND_MESSAGES[message.name];
     let reply: Payloads[PayloadKind] | undefined;
     let refused: string | undefined;
+    let dispatched = false;
     try {
       if (message.name === 'unknown') throw new Refusal(`unknown request ${header.request}`);
       if (message.name === 'malformed') throw new Refusal(message.reason);
@@ -215,6 +413,7 @@ export class VhostUserBackend {
         throw new Refusal(`${message.name} without its protocol feature (bit ${needs})`);
       }
       this.#log('debug', `vhost-user ${message.name}`);
+      dispatched = true;
       reply = this.#dispatch(message);
     } catch (error) {
       if (!(error instanceof Refusal)) throw error;
@@ -223,9 +422,35 @@ export class VhostUserBackend {
     }
     fds.closeAll();
     if (!this.connected) return;
+    this.#replyBytes = 0;
     this.#answer(spec, reply, refused);
+    if (!this.connected) return;
+    if (this.#keeper !== undefined) {
+      const count = this.#handled.count + 1;
+      const length = connection.unconsumed;
+      const changes = dispatched && spec !== undefined && !UNCHANGING.has(spec.request);
+      const reply = changes ? arena.buffer.toString('hex', connection.out, connection.out + this.#replyBytes) : '';
+      this.#handled = { count, length: changes ? length : 0, reply };
+      if (changes) this.save();
+      else this.#keeper.handled(count, length, connection.out, this.#replyBytes);
+    }
+    this.#finish(MessageStage.handled);
   }
 
+  /** Answers and consumes the message that was handled, as far as that was not done. */
+  #finish(stage: number): void {
+    const connection = this.#connection;
+    const keeper = this.#keeper;
+    if (stage < MessageStage.answered) {
+      keeper?.stage(this.#handled.count, MessageStage.answered);
+      if (this.#replyBytes > 0 && !connection.send(connection.out, this.#replyBytes)) this.close('the front end does not read its replies');
+      if (!this.connected) return;
+    }
+    keeper?.stage(this.#handled.count, MessageStage.consumed);
+    connection.consume();
+  }
+
+  /** Makes the reply, if there is to be one. */
   #answer(spec: MessageSpec | undefined, reply: Payloads[PayloadKind] | undefined, refused: string | undefined): void {
     const { header, out, bytes } = this.#connection;
     const wantsAck = (header.flags & HeaderFlag.NEED_REPLY) !== 0 && hasFeature(this.ackedProtocol, ProtocolFeature.REPLY_ACK);
@@ -244,7 +469,7 @@ export class VhostUserBackend {
       this.close(`no answer is possible to a refused request: ${refused}`);
       return;
     }
-    if (!this.#connection.send(out, length)) this.close('the front end does not read its replies');
+    this.#replyBytes = length;
   }
 
   #dispatch(message: Exclude<FrontendMessage, { name: 'unknown' | 'malformed' }>): Payloads[PayloadKind] | undefined {
@@ -317,7 +542,7 @@ export class VhostUserBackend {
         return undefined;
       case 'SET_VRING_CALL': {
         const { queue } = this.#vring(Number(message.payload & VRING_INDEX_MASK));
-        closeFd(queue.callFd);
+        this.#dispose(queue.callFd);
         queue.callFd = this.#takeSignal(message.payload);
         // Completions that were signalled on the old descriptor may not have been seen: one interrupt too many does no harm.
         if (queue.running) queue.signal();
@@ -325,7 +550,7 @@ export class VhostUserBackend {
       }
       case 'SET_VRING_ERR': {
         const vring = this.#vring(Number(message.payload & VRING_INDEX_MASK));
-        closeFd(vring.errFd);
+        this.#dispose(vring.errFd);
         vring.errFd = this.#takeSignal(message.payload);
         return undefined;
       }
@@ -351,13 +576,14 @@ export class VhostUserBackend {
       case 'SET_LOG_BASE': {
         const [offset, size] = [exact(message.payload.offset), exact(message.payload.size)];
         const fd = fds.take();
-        const result = this.memory.setLog(fd, offset, size);
-        closeFd(fd);
+        const keep = this.#keeper !== undefined;
+        const result = this.memory.setLog(fd, offset, size, keep ? fd : -1);
+        if (!keep || result < 0) closeFd(fd);
         if (result < 0) throw new Refusal(`the dirty log cannot be mapped (errno ${-result})`);
         return 0n;
       }
       case 'SET_LOG_FD':
-        this.#logFd = closeFd(this.#logFd);
+        this.#logFd = this.#dispose(this.#logFd);
         this.#logFd = fds.take();
         return undefined;
       case 'SET_DEVICE_STATE_FD':
@@ -382,13 +608,36 @@ export class VhostUserBackend {
     this.acked = acked;
     this.memory.setLogging(hasFeature(acked, Feature.LOG_ALL));
     // Without protocol features rings are enabled from the start.
-    if (!hasFeature(acked, Feature.PROTOCOL_FEATURES)) for (const vring of this.#vrings) vring.enabled = true;
+    this.#enabled ||= !hasFeature(acked, Feature.PROTOCOL_FEATURES);
+    if (this.#enabled) for (const vring of this.#vrings) vring.enabled = true;
     this.#device.featuresAcked?.(acked);
   }
 
   #vring(index: number): Vring {
-    const vring = this.#vrings[index];
-    if (vring === undefined) throw new Refusal(`vring ${index} of ${this.#vrings.length}`);
+    const vring = this.#ring(index);
+    if (vring === undefined) throw new Refusal(`vring ${index} of ${this.#device.queueCount}`);
+    return vring;
+  }
+
+  /** A ring, made when it is first named: a device has more than any front end uses. */
+  #ring(index: number): Vring | undefined {
+    const known = this.#byIndex[index];
+    if (known !== undefined || !(index >= 0 && index < this.#device.queueCount)) return known;
+    const vring: Vring = {
+      queue: new Virtqueue(index, this.memory, this.#chain, this.#ledger),
+      size: 0,
+      base: 0,
+      addresses: undefined,
+      kickFd: -1,
+      kickTag: -1,
+      errFd: -1,
+      enabled: this.#enabled,
+      started: false,
+      failed: false,
+      announced: false,
+    };
+    this.#byIndex[index] = vring;
+    this.#vrings.push(vring);
     return vring;
   }
 
@@ -417,8 +666,9 @@ export class VhostUserBackend {
   #addRegion(region: MemoryRegion): void {
     const spec = toSpec(region);
     const fd = this.#connection.fds.take();
-    const result = this.memory.add(spec, fd);
-    closeFd(fd);
+    const keep = this.#keeper !== undefined;
+    const result = this.memory.add(spec, fd, keep ? fd : -1);
+    if (!keep || result < 0) closeFd(fd);
     if (result < 0) {
       throw new Refusal(`memory region of ${spec.size} bytes at 0x${spec.guestAddress.toString(16)} cannot be mapped (errno ${-result})`);
     }
@@ -465,15 +715,13 @@ export class VhostUserBackend {
     this.#dropKick(vring);
     const fd = this.#takeEventfd(payload);
     if (fd < 0) throw new Refusal('a ring without a kick descriptor would have to be polled');
-    const tag = this.#loop.add(fd, true, () => {
-      vring.queue.kicks++;
-      this.#run(vring);
-    });
+    vring.kickFd = fd;
+    const tag = this.#wait(vring);
     if (tag < 0) {
+      vring.kickFd = -1;
       closeFd(fd);
       throw new Refusal(`the kick descriptor cannot be waited for (errno ${-tag})`);
     }
-    vring.kickFd = fd;
     vring.kickTag = tag;
     try {
       if (!vring.queue.running) this.#start(vring);
@@ -481,7 +729,17 @@ export class VhostUserBackend {
       this.#dropKick(vring);
       throw error;
     }
+    // The old descriptor's number can be another one's as soon as something is served.
+    this.save();
     this.#run(vring);
+  }
+
+  /** Waits for kicks. */
+  #wait(vring: Vring): number {
+    return this.#loop.add(vring.kickFd, true, () => {
+      vring.queue.kicks++;
+      this.#run(vring);
+    });
   }
 
   #start(vring: Vring): void {
@@ -517,7 +775,7 @@ export class VhostUserBackend {
   #dropKick(vring: Vring): void {
     if (vring.kickTag >= 0) this.#loop.remove(vring.kickTag);
     vring.kickTag = -1;
-    vring.kickFd = closeFd(vring.kickFd);
+    vring.kickFd = this.#dispose(vring.kickFd);
   }
 
   #stop(vring: Vring): void {
@@ -540,6 +798,7 @@ export class VhostUserBackend {
   #startOver(): void {
     this.#stopAll();
     for (const vring of this.#vrings) this.#forget(vring);
+    this.#enabled = false;
     this.#device.reset?.();
   }
 
@@ -552,7 +811,7 @@ export class VhostUserBackend {
    * ring's error eventfd; the other rings go on.
    */
   fail(queue: Virtqueue, reason: string): void {
-    const vring = this.#vrings[queue.index];
+    const vring = this.#byIndex[queue.index];
     if (vring === undefined || vring.failed) return;
     vring.failed = true;
     this.#log('error', `queue ${queue.index} stopped: ${reason}; it comes back when the guest resets the device`);
@@ -562,7 +821,7 @@ export class VhostUserBackend {
 
   /** Whether {@link fail} was called since the ring was started. */
   failed(queue: Virtqueue): boolean {
-    return this.#vrings[queue.index]?.failed === true;
+    return this.#byIndex[queue.index]?.failed === true;
   }
 
   // --- the back-end channel ---
@@ -595,5 +854,6 @@ export class VhostUserBackend {
     this.memory.clear();
     this.#chain.free();
     this.#device.disconnected?.(reason);
+    for (const fd of this.#disposed.splice(0)) closeFd(fd);
   }
 }

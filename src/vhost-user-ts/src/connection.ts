@@ -4,7 +4,7 @@
  */
 
 import { PassedFds } from './fd.js';
-import { decodeHeader, HEADER_SIZE, type Header, headerFault, MAX_FDS, MAX_MESSAGE } from './message.js';
+import { decodeFrontendMessage, decodeHeader, HEADER_SIZE, type Header, headerFault, MAX_FDS, MAX_MESSAGE } from './message.js';
 import { arena, arenaAlloc, arenaFree, native } from './native.js';
 
 const EAGAIN = 11;
@@ -32,15 +32,21 @@ export class Connection {
   readonly #buffer = arenaAlloc(MAX_MESSAGE);
   readonly #out = arenaAlloc(MAX_MESSAGE);
   readonly #fdArea = arenaAlloc(FD_AREA_BYTES);
+  readonly #leaves: boolean;
   #filled = 0;
+
+  /** Bytes of the last message that are still in the socket, see {@link consume}. */
+  unconsumed = 0;
 
   /**
    * @param fd connected socket, non-blocking; owned by the connection
    * @param kind which messages are expected: a back end gets requests, the other end replies
+   * @param leaves a message of a front end that is there as a whole stays in the socket until {@link consume}: should the process end, the next one finds it
    */
-  constructor(fd: number, kind: 'request' | 'reply' = 'request') {
+  constructor(fd: number, kind: 'request' | 'reply' = 'request', leaves = false) {
     this.fd = fd;
     this.kind = kind;
+    this.#leaves = leaves;
   }
 
   /** Where the payload of the last message lies, in {@link bytes}. */
@@ -60,7 +66,11 @@ export class Connection {
 
   /** Reads as much of the next message as there is. Descriptors of a message that was not handled further are closed. */
   receive(): number {
-    if (this.#filled === 0) this.fds.closeAll();
+    this.consume();
+    if (this.#filled === 0) {
+      this.fds.closeAll();
+      if (this.#leaves && this.#peek()) return Received.message;
+    }
     for (;;) {
       // Never read past the message: the descriptors of the next one would come along.
       const want = this.#filled < HEADER_SIZE ? HEADER_SIZE : HEADER_SIZE + this.header.size;
@@ -81,6 +91,34 @@ export class Connection {
         if (fault !== undefined) return this.#end(`not a vhost-user message: ${fault}`);
       }
     }
+  }
+
+  /** Looks at the front end's next message without taking it; false when it is not there as a whole, or not to be told apart. */
+  #peek(): boolean {
+    let n = native.peekmsg(this.fd, this.#buffer, HEADER_SIZE, this.#fdArea, -1);
+    if (n < HEADER_SIZE) return false;
+    this.header = decodeHeader(arena.u8, this.#buffer);
+    if (headerFault(this.header, this.kind) !== undefined) return false;
+    const whole = HEADER_SIZE + this.header.size;
+    n = native.peekmsg(this.fd, this.#buffer, whole, this.#fdArea, MAX_FDS);
+    if (n < 0) return false;
+    const passed = arena.i32[this.#fdArea >> 2] as number;
+    for (let i = 0; i < passed; i++) this.fds.append(arena.i32[(this.#fdArea >> 2) + 1 + i] as number);
+    // The kernel shows descriptors of a later message, too (unix_stream_read_generic()): where they do not fit, only taking tells.
+    const { name } = decodeFrontendMessage(this.header, arena.u8, this.payload, this.fds.count);
+    if (n < whole || this.fds.count > MAX_FDS || name === 'malformed' || (name === 'unknown' && this.fds.count > 0)) {
+      this.fds.closeAll();
+      return false;
+    }
+    this.unconsumed = whole;
+    return true;
+  }
+
+  /** Takes the last message out of the socket. Its payload is gone then. */
+  consume(): void {
+    if (this.unconsumed === 0) return;
+    native.recvmsg(this.fd, this.#buffer, this.unconsumed, this.#fdArea, -1);
+    this.unconsumed = 0;
   }
 
   #end(reason: string): number {

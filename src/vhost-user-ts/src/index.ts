@@ -5,6 +5,7 @@ export * from './connection.js';
 export * from './cursor.js';
 export * from './fd.js';
 export * from './frontend.js';
+export * from './ledger.js';
 export * from './loop.js';
 export * from './memory.js';
 export * from './message.js';

@@ -4,6 +4,7 @@
  * A guest-physical address is what stands in descriptors; a user address (the front end's own virtual address) is what
  * SET_VRING_ADDR carries. Both are numbers: regions that end above 2^53 are refused, so the arithmetic is exact.
  */
+import { closeFd } from './fd.js';
 import { native } from './native.js';
 
 const EINVAL = 22;
@@ -20,6 +21,13 @@ export interface RegionSpec {
   mmapOffset: number;
 }
 
+/** The dirty log's place in the file behind `fd` (-1: there is no log). */
+export interface LogSpec {
+  fd: number;
+  offset: number;
+  size: number;
+}
+
 interface Region extends RegionSpec {
   /** Region id of the add-on. */
   id: number;
@@ -27,6 +35,8 @@ interface Region extends RegionSpec {
   address: number;
   /** Its bytes as JavaScript sees them, made when they are first looked at. */
   readonly windows: (Uint32Array | undefined)[];
+  /** The file, for a process after this one, or -1. */
+  fd: number;
 }
 
 const LOG_PAGE_SHIFT = 12;
@@ -60,6 +70,10 @@ export class GuestMemory {
   #logAll = false;
   /** While VHOST_F_LOG_ALL is acked and a log is set: writes must be reported with {@link markDirty}. */
   logging = false;
+  #logFile: LogSpec = { fd: -1, offset: 0, size: 0 };
+
+  /** What becomes of descriptors that are not needed any more: whoever keeps this process's state may want them a little longer. */
+  dispose: (fd: number) => void = closeFd;
 
   /** Most regions the table takes (GET_MAX_MEM_SLOTS). */
   readonly maxRegions: number;
@@ -72,16 +86,17 @@ export class GuestMemory {
     return this.#regions.length;
   }
 
-  /** The table as it is, for logs and tests. */
-  get table(): readonly RegionSpec[] {
+  /** The table as it is. */
+  get table(): readonly (RegionSpec & { readonly fd: number })[] {
     return this.#regions;
   }
 
   /**
    * Maps one region; the descriptor may be closed afterwards.
+   * @param keep a descriptor of the same file that belongs to the region from now on, for a process after this one; -1: none is kept
    * @returns 0, -EINVAL (empty, misplaced, overlapping, or the file is shorter than it says), -ENOSPC (table full), or mmap's -errno.
    */
-  add(spec: RegionSpec, fd: number): number {
+  add(spec: RegionSpec, fd: number, keep = -1): number {
     if (!(spec.size > 0) || spec.guestAddress + spec.size > EXACT || spec.userAddress + spec.size > EXACT) return -EINVAL;
     if (this.#regions.length >= this.maxRegions) return -ENOSPC;
     for (const other of this.#regions) {
@@ -91,7 +106,7 @@ export class GuestMemory {
     const slack = spec.mmapOffset % 4096;
     const id = native.regionMap(fd, spec.mmapOffset - slack, spec.size + slack, 1);
     if (id < 0) return id;
-    this.#regions.push({ ...spec, id, address: native.regionAddress(id) + slack, windows: [] });
+    this.#regions.push({ ...spec, id, address: native.regionAddress(id) + slack, fd: keep, windows: [] });
     this.#regions.sort((a, b) => a.guestAddress - b.guestAddress);
     this.#last = undefined;
     this.#closeWindow();
@@ -125,7 +140,10 @@ export class GuestMemory {
     this.#last = undefined;
     this.#closeWindow();
     this.generation++;
-    for (const region of gone) this.#retired.push(region.id);
+    for (const region of gone) {
+      this.#retired.push(region.id);
+      this.dispose(region.fd);
+    }
     if (this.#pins === 0) this.#unmapRetired();
   }
 
@@ -236,14 +254,19 @@ export class GuestMemory {
 
   // --- dirty logging (vhost-user: "Migration") ---
 
+  /** Where the log is. */
+  get log(): Readonly<LogSpec> {
+    return this.#logFile;
+  }
+
   /** VHOST_F_LOG_ALL. */
   setLogging(on: boolean): void {
     this.#logAll = on;
     this.logging = on && this.#log !== undefined;
   }
 
-  /** SET_LOG_BASE: maps the dirty bitmap (one bit per 4096-byte page). fd -1 takes it away. Returns 0 or -errno. */
-  setLog(fd: number, offset: number, size: number): number {
+  /** SET_LOG_BASE: maps the dirty bitmap (one bit per 4096-byte page). fd -1 takes it away. `keep` as in {@link add}. Returns 0 or -errno. */
+  setLog(fd: number, offset: number, size: number, keep = -1): number {
     let id = -1;
     if (fd >= 0) {
       if (!(size > 0) || size > 0xffff_ffff) return -EINVAL;
@@ -255,6 +278,8 @@ export class GuestMemory {
     this.#logRegion = id;
     if (old >= 0) native.regionUnmap(old);
     this.setLogging(this.#logAll);
+    this.dispose(this.#logFile.fd);
+    this.#logFile = { fd: keep, offset, size };
     return 0;
   }
 

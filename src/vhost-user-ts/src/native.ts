@@ -72,9 +72,11 @@ export interface Native {
   socketpair(out: number): number;
   /**
    * recvmsg(2) of at most `length` bytes to arena offset `buffer`, without waiting. Descriptors that came along go to arena
-   * i32 from `fds + 4`, their count to `fds`; those beyond `maxFds` are closed. 0 is the end of the stream.
+   * i32 from `fds + 4`, their count to `fds`; those beyond `maxFds` are closed (-1: all, by the kernel). 0 is the end of the stream.
    */
   recvmsg(fd: number, buffer: number, length: number, fds: number, maxFds: number): number;
+  /** As recvmsg, with MSG_PEEK: the bytes stay to be received, and the descriptors are copies. */
+  peekmsg(fd: number, buffer: number, length: number, fds: number, maxFds: number): number;
   /** sendmsg(2) of `length` bytes from arena offset `buffer` with `fdCount` descriptors from arena i32 at `fds`. Without waiting. */
   sendmsg(fd: number, buffer: number, length: number, fds: number, fdCount: number): number;
   /** shutdown(2) both ways. */
@@ -293,6 +295,19 @@ export interface Native {
   prepareChroot(): number;
   /** chroot(2) to the directory `fd` for every thread that was there at prepareChroot, and the calling one with those it started since. */
   chrootAll(fd: number): number;
+
+  // --- what outlives the process (keeper.cc) ---
+  /**
+   * clone(CLONE_FILES | CLONE_PARENT): a process that shares this one's descriptors and, after its end, gives them to who asks at
+   * the other end of the SEQPACKET `socket`; it ends with that. It puts on the filter that `seccomp` holds (-1: none). Returns its pid.
+   */
+  keeperStart(socket: number, seccomp: number): number;
+  /** Answers as the keeper would, in this process; returns when the other end is closed. */
+  keeperServe(socket: number): number;
+  /** dup3(2) to the number `to`, and close(2) of `from`. -EBUSY when `to` is open. */
+  moveFd(from: number, to: number): number;
+  /** Takes all free numbers below `below` by copies of `fd`; arena i32 at `list`: their count, then they. -EMFILE when the limit is lower. */
+  fillNumbers(fd: number, below: number, list: number): number;
 }
 
 /** Operations of {@link Native.offloadSubmit}. */

@@ -10,6 +10,7 @@
  * "set avail_event, then look at avail idx" both need a store before a load, which plain accesses do not keep in order.
  */
 import { ChainError, DescriptorChain } from './chain.js';
+import { Ledger, NO_HEAD, Note, type QueueBook } from './ledger.js';
 import type { GuestMemory } from './memory.js';
 import { native } from './native.js';
 
@@ -37,6 +38,14 @@ let late: DescriptorChain | undefined;
 
 const NONE16 = new Uint16Array(0);
 const NONE32 = new Uint32Array(0);
+const NONE64 = new Float64Array(0);
+const NOTHING_PUSHED = (NO_HEAD << 16) >>> 0;
+
+/** What a driver has agreed to, as far as rings go. */
+export interface RingFeatures {
+  eventIdx: boolean;
+  indirect: boolean;
+}
 
 /** One queue. Made once per index; {@link start} and {@link stop} follow the front end. */
 export class Virtqueue {
@@ -79,33 +88,88 @@ export class Virtqueue {
   #untried = 0;
   #logAddress = -1;
 
+  readonly #ledger: Ledger;
+  readonly #notes: Float64Array;
+  #used: Uint32Array = NONE32;
+  #taken: Float64Array = NONE64;
+  /** Heads that an earlier process has taken and not given back: taken again before any other. */
+  #again: number[] = [];
+
   readonly index: number;
   readonly memory: GuestMemory;
 
-  /** @param chain where {@link pop} leaves what it took: queues that one thread serves in turn share it */
-  constructor(index: number, memory: GuestMemory, chain: DescriptorChain) {
+  /**
+   * @param chain where {@link pop} leaves what it took: queues that one thread serves in turn share it
+   * @param ledger where is written down what is in flight
+   */
+  constructor(index: number, memory: GuestMemory, chain: DescriptorChain, ledger: Ledger = new Ledger()) {
     this.index = index;
     this.chain = chain;
     this.memory = memory;
+    this.#ledger = ledger;
+    this.#notes = ledger.notes;
   }
 
   /**
    * Maps the rings and begins at avail position `base`. The used index is read from the ring (the front end kept it).
    * @returns undefined, or what is wrong with the addresses.
    */
-  start(size: number, addresses: RingAddresses, base: number, features: { eventIdx: boolean; indirect: boolean }): string | undefined {
+  start(size: number, addresses: RingAddresses, base: number, features: RingFeatures): string | undefined {
+    const problem = this.#begin(size, addresses, features);
+    if (problem !== undefined) return problem;
+    this.#usedIdx = Atomics.load(this.#used16, 1);
+    this.#taken.fill(0);
+    this.#used[0] = this.#usedIdx | NOTHING_PUSHED;
+    this.#from(base);
+    return undefined;
+  }
+
+  /**
+   * As {@link start}, for a ring that an earlier process has served with the same ledger: what it had answered is published, and what it
+   * had taken comes again before anything else: the request that was being served, then the others in their order.
+   */
+  resume(size: number, addresses: RingAddresses, features: RingFeatures): string | undefined {
+    const problem = this.#begin(size, addresses, features);
+    if (problem !== undefined) return problem;
+    const word = this.#used[0] as number;
+    const last = word >>> 16;
+    if (last < size) this.#taken[last] = 0;
+    this.#usedIdx = word & 0xffff;
+    const again: number[] = [];
+    for (let head = 0; head < size; head++) if (this.#taken[head] !== 0) again.push(head);
+    // First the one that was being served: what is known of it must not be mixed up with another's.
+    const place = (head: number) => ((this.#taken[head] as number) > 0 ? 0 : -(this.#taken[head] as number));
+    again.sort((a, b) => place(a) - place(b));
+    this.#from((this.#usedIdx + again.length) & 0xffff);
+    this.#again = again;
+    if (Atomics.load(this.#used16, 1) !== this.#usedIdx) Atomics.store(this.#used16, 1, this.#usedIdx);
+    return undefined;
+  }
+
+  /** Numbers of the requests that {@link resume} found in flight and that were not taken again; the one that was being served is positive. */
+  get interrupted(): number[] {
+    return this.#again.map((head) => this.#taken[head] as number);
+  }
+
+  #begin(size: number, addresses: RingAddresses, features: RingFeatures): string | undefined {
     this.stop();
     const problem = this.#map(size, addresses);
     if (problem !== undefined) return problem;
     this.eventIdx = features.eventIdx;
     this.indirect = features.indirect;
+    const book: QueueBook = this.#ledger.book(this.index, size);
+    this.#used = book.used;
+    this.#taken = book.taken;
+    return undefined;
+  }
+
+  #from(base: number): void {
     this.lastAvail = base;
     this.#seenAvail = base;
-    this.#usedIdx = Atomics.load(this.#used16, 1);
     this.#signalled = this.#usedIdx;
+    this.#again = [];
     this.inFlight = 0;
     this.running = true;
-    return undefined;
   }
 
   /** Maps the rings of a running queue again after the memory table changed; positions stay. With a problem the queue has stopped. */
@@ -154,6 +218,7 @@ export class Virtqueue {
   stop(): void {
     if (this.running) this.publish();
     this.running = false;
+    this.#again = [];
     this.#unmap();
   }
 
@@ -164,7 +229,7 @@ export class Virtqueue {
 
   /** Whether chains wait, without taking one. */
   get pending(): boolean {
-    return this.#mapped && Atomics.load(this.#avail, 1) !== this.lastAvail;
+    return this.#mapped && (this.#again.length > 0 || Atomics.load(this.#avail, 1) !== this.lastAvail);
   }
 
   /**
@@ -174,6 +239,7 @@ export class Virtqueue {
   pop(): number {
     if (this.#seenAvail === this.lastAvail) {
       if (!this.#mapped) return 0;
+      if (this.#again.length > 0) return this.#popAgain();
       const seen = Atomics.load(this.#avail, 1);
       if (seen === this.lastAvail) return 0;
       if (((seen - this.lastAvail) & 0xffff) > this.size) return ChainError.availJump;
@@ -184,12 +250,42 @@ export class Virtqueue {
     if (error !== 0) return error;
     this.lastAvail = (this.lastAvail + 1) & 0xffff;
     this.inFlight++;
+    const notes = this.#notes;
+    const number = (notes[Note.highest] as number) + 1;
+    notes[Note.highest] = number;
+    notes[Note.request] = number;
+    this.#used[0] = this.#usedIdx | NOTHING_PUSHED;
+    this.#taken[head] = number;
     return 1;
   }
 
   /** Chains known to wait since the avail index was last looked at. */
   get backlog(): number {
     return (this.#seenAvail - this.lastAvail) & 0xffff;
+  }
+
+  /** Takes a chain that an earlier process had taken, under its number. */
+  #popAgain(): number {
+    const head = this.#again[0] as number;
+    const error = this.chain.load(this.memory, this.#table, this.size, head, this.indirect);
+    if (error !== 0) return error;
+    this.#again.shift();
+    this.inFlight++;
+    const number = Math.abs(this.#taken[head] as number);
+    this.#notes[Note.request] = number;
+    this.#used[0] = this.#usedIdx | NOTHING_PUSHED;
+    this.#taken[head] = number;
+    return 1;
+  }
+
+  /** Number of the chain that was taken last, of whatever queue. */
+  get number(): number {
+    return this.#notes[Note.request] as number;
+  }
+
+  /** The chain that was just taken is given back later: something else is served meanwhile. */
+  postpone(head: number): void {
+    this.#taken[head] = -(this.#taken[head] as number);
   }
 
   /** Puts a chain into the used ring; the driver sees it at the next {@link publish}. `length`: bytes written to its writable part. */
@@ -199,6 +295,8 @@ export class Virtqueue {
     this.#used32[2 + 2 * slot] = length;
     this.#usedIdx = (this.#usedIdx + 1) & 0xffff;
     this.inFlight--;
+    this.#used[0] = this.#usedIdx | (head << 16);
+    this.#taken[head] = 0;
     if (this.memory.logging) this.#logUsed(4 + 8 * slot, 8);
   }
 
@@ -285,6 +383,6 @@ export class Virtqueue {
     if (this.eventIdx) Atomics.store(this.#used16, this.#availEventAt, this.lastAvail);
     else Atomics.store(this.#used16, 0, 0);
     if (this.memory.logging) this.#logUsed(this.eventIdx ? 4 + 8 * this.size : 0, 4);
-    return Atomics.load(this.#avail, 1) !== this.lastAvail;
+    return this.#again.length > 0 || Atomics.load(this.#avail, 1) !== this.lastAvail;
   }
 }
