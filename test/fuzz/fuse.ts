@@ -383,7 +383,10 @@ export class FuseGuest {
     const same = list[0];
     if (ref === -1) return this.#set(0, 0);
     if (ref === -2 && this.#released !== undefined) return this.#set(this.#released.low, this.#released.high);
-    if (ref === -3 && other !== undefined) return this.#set(other.low, other.high);
+    if (ref === -3 && other !== undefined) {
+      this.#set(other.low, other.high);
+      return kind === 'any' ? other : undefined;
+    }
     if (ref === -4 && same !== undefined) return this.#set(same.low + 1, same.high);
     if (ref === -5 && same !== undefined) return this.#set((same.low + (1 << 20)) >>> 0, same.high);
     if (ref >= 0) return this.#set(ref, 0);
