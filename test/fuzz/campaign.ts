@@ -19,6 +19,7 @@ import { tmpdir } from 'node:os';
 import { join, relative } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { type Case, caseOf, failure, kindOf, shrink, type Target, text } from './engine.js';
+import { folder } from './share.js';
 import { TARGETS } from './targets.js';
 
 const MAIN = fileURLToPath(new URL('main.js', import.meta.url));
@@ -44,12 +45,14 @@ type Report = { cases: number; requests: number; seconds: number; finding?: { in
 
 /** One target for some seconds, from case `from` of a seed on. */
 export async function campaign(name: string, seed: number, seconds: number, from = 0): Promise<Outcome> {
-  const folder = mkdtempSync(join(tmpdir(), 'campaign-'));
-  const progress = join(folder, 'progress');
+  // Also what a child leaves that is ended by force is removed.
+  const temporary = mkdtempSync(join(folder(), 'fuzz-'));
+  const progress = join(temporary, 'progress');
   writeFileSync(progress, '');
   const began = performance.now();
   const child = spawn(process.execPath, ['--no-warnings', MAIN, '--child', name, progress, String(seed), String(seconds), String(from)], {
     stdio: ['ignore', 'pipe', 'pipe'],
+    env: { ...process.env, FUZZ_DIR: temporary },
   });
   let out = '';
   let errors = '';
@@ -79,7 +82,7 @@ export async function campaign(name: string, seed: number, seconds: number, from
   const status = await new Promise<string>((done) => child.on('close', (code, signal) => done(signal ?? String(code))));
   clearInterval(watch);
   const [index = from, requests = 0] = readFileSync(progress, 'latin1').trim().split(' ').map(Number);
-  rmSync(folder, { recursive: true, force: true });
+  rmSync(temporary, { recursive: true, force: true });
   const outcome: Outcome = { target: name, seed, cases: index - from, requests, seconds: (performance.now() - began) / 1000 };
   if (out.endsWith('}\n')) {
     const { finding, ...report } = JSON.parse(out) as Report;

@@ -8,7 +8,7 @@ import { must } from './engine.js';
 export const NAMES = ['file', 'dir', 'sub', 'many', 'deep', 'out', 'abs', 'up', 'hard', 'fifo', 'loop', 'big'] as const;
 
 /** Where shares are made: in memory, so that fsync costs nothing; FUZZ_DIR is for other file systems. */
-function folder(): string {
+export function folder(): string {
   const chosen = process.env['FUZZ_DIR'];
   if (chosen !== undefined) return chosen;
   return fs.existsSync('/dev/shm') ? '/dev/shm' : tmpdir();
