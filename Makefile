@@ -170,10 +170,16 @@ test-migration: all
 
 # What takes too long for every run.
 .PHONY: test-long
-test-long: test-notification-queue test-hostile-long test-migration test-dkms
+test-long: test-notification-queue test-hostile-long test-restart-long test-migration test-dkms
 	@$(MAKE) --no-print-directory agent-arm64
 	AGENT_ROUNDS=150000 $(NODE_TEST) build/js/test/host/agent-failclosed.test.js
 	@$(MAKE) --no-print-directory test-libvirt DOMAINS='notification-queue generic-device'
+
+# Workers that are killed and replaced for minutes, many open files and inodes. The last results are in test/long-results.md.
+.PHONY: test-restart-long
+test-restart-long: all
+	$(call need,fio,fio,to write and verify files in guests)
+	LONG=120 RESTART_TIMES=5 $(NODE_TEST) --test-concurrency=1 $(patsubst %,build/js/test/%/restart.test.js,host guest)
 
 # Races against the share's boundary and against guest memory for a minute each, a daemon that is stopped for a minute.
 # The last results are in test/long-results.md.

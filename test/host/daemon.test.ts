@@ -356,7 +356,8 @@ describe('metrics', () => {
     off.session().getattr(1);
     assert.equal(off.threads, on.threads - 1);
     const sockets = (daemon: TestDaemon): number => daemon.descriptors().filter(({ target }) => target.startsWith('socket:')).length;
-    assert.equal(sockets(off), 3); // the listening one, the client's, and the client's back-end channel
+    // The listening one, the client's and its back-end channel; to the launcher, and the keeper's.
+    assert.equal(sockets(off), 5);
     assert.ok(off.memory < on.memory);
   });
 });

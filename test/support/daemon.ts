@@ -118,24 +118,16 @@ export class TestDaemon {
 
   /** The launcher's processes around it. */
   get launchers(): number[] {
-    const found: number[] = [];
-    for (let pid: number | undefined = this.pid; pid !== undefined; pid = children(pid).find(isLauncher))
-      if (isLauncher(pid)) found.push(pid);
-    return found;
+    return launchersOf(this.pid);
   }
 
   /** The workers that there are, and the processes that keep their descriptors. */
   get workers(): number[] {
-    return this.#family.filter((pid) => commandLine(pid).some((word) => word.endsWith('/main.js')));
+    return workersOf(this.pid);
   }
 
   get keepers(): number[] {
-    return this.#family.filter((pid) => commandLine(pid).length <= 1 && !isLauncher(pid));
-  }
-
-  get #family(): number[] {
-    const parent = this.launchers.at(-1);
-    return parent === undefined ? [] : children(parent);
+    return familyOf(this.pid).filter((pid) => commandLine(pid).length <= 1 && !isLauncher(pid));
   }
 
   /** A front end that has started the device. */
@@ -242,6 +234,23 @@ function commandLine(pid: number): string[] {
   } catch {
     return [];
   }
+}
+
+/** The launcher's processes, outermost first, of the daemon that was started as `pid`. */
+export function launchersOf(pid: number): number[] {
+  const found: number[] = [];
+  for (let at: number | undefined = pid; at !== undefined; at = children(at).find(isLauncher)) if (isLauncher(at)) found.push(at);
+  return found;
+}
+
+/** The workers of the daemon that was started as `pid`. */
+export function workersOf(pid: number): number[] {
+  return familyOf(pid).filter((child) => commandLine(child).some((word) => word.endsWith('/main.js')));
+}
+
+function familyOf(pid: number): number[] {
+  const parent = launchersOf(pid).at(-1);
+  return parent === undefined ? [] : children(parent);
 }
 
 function isLauncher(pid: number): boolean {
