@@ -1,11 +1,12 @@
 /**
- * The control file of the replay agent, as it is on the wire: qemu/guest/agent/control.h is the other end.
+ * The control file of the replay agent, as it is on the wire: qemu/guest/agent/agent.h is the other end.
  *
  * A guest whose kernel has no remote fsnotify can still get exact events: an agent in it repeats each change of the host as an
  * ordinary system call on the mount, its requests are answered as if the change had not happened yet, and nothing is done. The
  * guest's own VFS makes the events.
  *
- * The file is `/.virtiofsd-ts-agent` of the share. No directory lists it, and only root can look it up. One process has it open:
+ * The file is `/.virtiofsd-ts-agent/control` of the share. Nothing lists it, and only root can look it up. It is in a directory of its own so
+ * that who watches the share's root does not hear of it. One process has it open:
  *  - AUTH (ioctl) with the token; the answer says under which user id (fsuid) the agent's thread has to make its requests;
  *  - WATCH (write): what is watched in the guest, a record per node, the mask absolute as with FUSE_FSNOTIFY;
  *  - read: one notification as a guest kernel gets it (watch/PROTOCOL.md), or LOOK: processes that may watch something now. The
@@ -17,8 +18,9 @@
  * Little-endian, offsets in bytes.
  */
 
-/** Name of the control file in the root of the share. */
-export const CONTROL_NAME = '.virtiofsd-ts-agent';
+/** Name of the control file's directory in the root of the share, and the file's own. */
+export const CONTROL_DIRECTORY = '.virtiofsd-ts-agent';
+export const CONTROL_NAME = 'control';
 /** Name of the staging directory, for who has the agent's user id alone: what comes from outside and what leaves is moved from and to it. */
 export const STAGING_NAME = '.virtiofsd-ts-staging';
 

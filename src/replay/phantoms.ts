@@ -6,9 +6,11 @@
  */
 
 const STEP = 2 ** 24;
-/** The two that are always there. */
+/** Those that are always there. */
 export const CONTROL_NODE = STEP;
 export const STAGING_NODE = 2 * STEP;
+/** The directory of the control file. */
+export const CONTROL_DIRECTORY_NODE = 3 * STEP;
 const FIRST = 16;
 const LAST = 2 ** 29;
 /** What an agent that forgets nothing may cost. */

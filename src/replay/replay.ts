@@ -5,7 +5,7 @@
  * Rules, in this order:
  *  1. No request of the agent's user id changes anything on the host, whatever it is and whoever sends it. It succeeds only when it is what
  *     the last BEGIN of the connected agent said, comes from that agent's thread, and has not come before; else EPERM.
- *  2. Requests of everybody else go on unchanged, but for the names of the control file and the staging directory.
+ *  2. Requests of everybody else go on unchanged, but for the names of the control file's and the staging directory.
  *  3. What is pending ends with the next BEGIN, with FLUSH and RELEASE of the control file (a process that dies sends the first before its
  *     thread id is free again), and with the session.
  *
@@ -53,6 +53,7 @@ import {
   BEGIN_ISDIR,
   BeginIn,
   BeginOut,
+  CONTROL_DIRECTORY,
   CONTROL_NAME,
   CONTROL_VERSION,
   LOOK_MAX,
@@ -61,7 +62,7 @@ import {
   TOKEN_MAX,
   WatchIn,
 } from './abi.js';
-import { CONTROL_NODE, Phantoms, STAGING_NODE } from './phantoms.js';
+import { CONTROL_DIRECTORY_NODE, CONTROL_NODE, Phantoms, STAGING_NODE } from './phantoms.js';
 
 /**
  * The agent's user id (fsuid). A constant, so that also a daemon that was started anew knows a request of an agent that has not noticed
@@ -97,6 +98,7 @@ const EXPECTED_MAX = 2048;
 const LOOK_AGAIN = 50e6;
 
 const { u8, u16, u32 } = arena;
+const controlDirectory = bytes(CONTROL_DIRECTORY);
 const controlName = bytes(CONTROL_NAME);
 const stagingName = bytes(STAGING_NAME);
 
@@ -215,7 +217,8 @@ export class Replay {
       return -EPERM;
     };
     /** Names of ours are no names of the host's. */
-    const ours = (parent: number, name: number): boolean => parent === ROOT && (is(name, controlName) || is(name, stagingName));
+    const ours = (parent: number, name: number): boolean =>
+      Phantoms.is(parent) || (parent === ROOT && (is(name, controlDirectory) || is(name, stagingName)));
 
     const own: Partial<FileSystem> = {
       init: (session: SessionOptions) => {
@@ -229,9 +232,11 @@ export class Replay {
       lookup: (parent, name, nameLength) => {
         if (parent === ROOT) {
           // Root alone, and asked each time: an entry that others could find in the guest's cache is not kept.
-          if (is(name, controlName)) return caller.uid === 0 ? this.#special(CONTROL_NODE, S_IFREG) : -ENOENT;
+          if (is(name, controlDirectory)) return caller.uid === 0 ? this.#special(CONTROL_DIRECTORY_NODE, S_IFDIR | 0o700) : -ENOENT;
           if (is(name, stagingName)) return agent() ? this.#special(STAGING_NODE, S_IFDIR | 0o700) : -ENOENT;
         }
+        if (parent === CONTROL_DIRECTORY_NODE)
+          return caller.uid === 0 && is(name, controlName) ? this.#special(CONTROL_NODE, S_IFREG) : -ENOENT;
         if (agent()) return this.#lookup(parent, name, nameLength);
         const result = fs.lookup(parent, name, nameLength);
         if (this.#thread !== 0) {
@@ -247,7 +252,7 @@ export class Replay {
       },
       getattr: (nodeid, fh, flags, mask) => this.#getattr(nodeid, fh, flags, mask),
       setattr: (nodeid, change) => {
-        if (!agent()) return nodeid === CONTROL_NODE ? -EPERM : fs.setattr(nodeid, change);
+        if (!agent()) return Phantoms.is(nodeid) ? -EPERM : fs.setattr(nodeid, change);
         return this.#setattr(nodeid, change) ?? refuse();
       },
       mknod: (parent, name, mode, umask, rdev) => {
@@ -289,6 +294,7 @@ export class Replay {
       opendir: (nodeid, flags) => {
         // Looking for the name of a directory, the guest's kernel reads the one that it is in.
         if (agent()) return this.#opened() ?? fs.opendir(nodeid, flags);
+        if (Phantoms.is(nodeid)) return -EACCES;
         if (this.#thread !== 0) {
           this.#expect(nodeid);
           this.#look();
@@ -586,7 +592,8 @@ export class Replay {
   #getattr(nodeid: number, fh: number, flags: number, mask: number): number {
     const fs = this.#fs;
     if (Phantoms.is(nodeid)) {
-      const mode = nodeid === CONTROL_NODE ? S_IFREG : nodeid === STAGING_NODE ? S_IFDIR | 0o700 : this.#phantoms.mode(nodeid);
+      const directory = nodeid === CONTROL_DIRECTORY_NODE || nodeid === STAGING_NODE;
+      const mode = nodeid === CONTROL_NODE ? S_IFREG : directory ? S_IFDIR | 0o700 : this.#phantoms.mode(nodeid);
       return mode === 0 ? -ENOENT : this.#special(nodeid, mode);
     }
     let error = fs.getattr(nodeid, fh, flags, mask);

@@ -12,7 +12,7 @@ import { openPassthrough } from '../../src/fs/passthrough.js';
 import { Opcode } from '../../src/fuse/abi.js';
 import { DEFAULT_SERVER_OPTIONS } from '../../src/fuse/init.js';
 import { FuseServer } from '../../src/fuse/server.js';
-import { AUTH, BEGIN, BEGIN_ISDIR, CONTROL_NAME, CONTROL_VERSION, Replay as Op } from '../../src/replay/abi.js';
+import { AUTH, BEGIN, BEGIN_ISDIR, CONTROL_DIRECTORY, CONTROL_NAME, CONTROL_VERSION, Replay as Op } from '../../src/replay/abi.js';
 import { STAGING_NODE } from '../../src/replay/phantoms.js';
 import { AGENT_UID, Replay } from '../../src/replay/replay.js';
 import { longs, request, string, words } from './fuse-guest.js';
@@ -113,7 +113,9 @@ export class Campaign {
 
   #connect(): void {
     const thread = 100 + this.#below(5);
-    const looked = this.#send(Opcode.LOOKUP, { uid: 0, pid: thread }, string(CONTROL_NAME));
+    const directory = this.#send(Opcode.LOOKUP, { uid: 0, pid: thread }, string(CONTROL_DIRECTORY));
+    assert.equal(directory.errno, 0);
+    const looked = this.#send(Opcode.LOOKUP, { uid: 0, pid: thread, nodeid: directory.body.readBigUInt64LE(0) }, string(CONTROL_NAME));
     assert.equal(looked.errno, 0);
     const nodeid = looked.body.readBigUInt64LE(0);
     const opened = this.#send(Opcode.OPEN, { nodeid, uid: 0, pid: thread }, words(2, 0));

@@ -9,7 +9,7 @@
 #include <sys/ioctl.h>
 #include <sys/types.h>
 
-#define CONTROL_NAME ".virtiofsd-ts-agent"
+#define CONTROL_NAME ".virtiofsd-ts-agent/control"
 #define STAGING_NAME ".virtiofsd-ts-staging"
 
 enum { CONTROL_VERSION = 1, TOKEN_MAX = 256, READ_WAIT_MS = 1000, MESSAGE_MAX = 4096 };
