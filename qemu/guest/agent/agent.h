@@ -104,7 +104,7 @@ int open_node(uint64_t nodeid, uint32_t generation);
  * any more: the file would end before that is replayed.
  */
 bool is_directory(int fd);
-/* The number in FUSE of what is open, 0 when it is not on the mount. */
+/* The number in FUSE of what is open, 0 when it is not on the mount (on another one of the same share, or below a mount point). */
 uint64_t node_of(int fd);
 
 /* watches.c */
@@ -126,6 +126,12 @@ void look_at(const uint32_t *pids, size_t count);
 int discover(void);
 /* Forgets everything: a new session. */
 void forget_watches(void);
+
+/* mounts.c */
+/* Nothing is replayed for now. */
+void mounts_rest(void);
+/* Whether a name (NULL: what is open) is a mount point in some namespace; `or_above`: or a directory with one below it. */
+bool is_mount_point(int fd, const char *name, size_t length, bool or_above);
 
 /* replay.c */
 /* Replays a notification of `length` bytes. -1: the connection is lost. */

@@ -38,6 +38,7 @@
 #define FILEID_INO64_GEN 0x81
 
 int control = -1, staging = -1, root = -1;
+static int root_mount;
 dev_t device;
 bool verbose;
 
@@ -106,7 +107,7 @@ uint64_t node_of(int fd)
 
 	if (fstat(fd, &st) || st.st_dev != device)
 		return 0;
-	if (name_to_handle_at(fd, "", &handle.head, &mount, AT_EMPTY_PATH) || handle.fuse.bytes < 12)
+	if (name_to_handle_at(fd, "", &handle.head, &mount, AT_EMPTY_PATH) || handle.fuse.bytes < 12 || mount != root_mount)
 		return 0;
 	return (uint64_t)handle.fuse.words[0] << 32 | handle.fuse.words[1];
 }
@@ -144,6 +145,7 @@ static size_t read_token(const char *file, char *token)
 static int connect_to(const char *mount_point, const char *token, size_t length, bool again)
 {
 	union auth auth = { .in = { .version = CONTROL_VERSION, .length = length } };
+	union handle handle = { .fuse = { .bytes = sizeof(handle.fuse.words) } };
 	struct statvfs vfs;
 	struct statfs fs;
 	struct stat st;
@@ -165,6 +167,7 @@ static int connect_to(const char *mount_point, const char *token, size_t length,
 	if (fstat(root, &st))
 		return -1;
 	device = st.st_dev;
+	name_to_handle_at(root, "", &handle.head, &root_mount, AT_EMPTY_PATH);
 	control = openat(root, CONTROL_NAME, O_RDWR | O_NOFOLLOW | O_CLOEXEC);
 	if (control < 0) {
 		if (again || errno == EBUSY)
@@ -211,6 +214,8 @@ static void serve(void)
 		ssize_t n = pread(control, message, sizeof(message), wait > READ_WAIT_MS ? READ_WAIT_MS : wait);
 		if (n < 0)
 			return;
+		if (n == 0)
+			mounts_rest();
 		if (n == 0 ? replay_rest() : replay(message, n))
 			return;
 	}

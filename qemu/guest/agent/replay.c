@@ -116,6 +116,16 @@ static int done(const char *what, const char *name, size_t length, int result)
 	return 0;
 }
 
+/* Whether it is better not replayed: something is mounted there, and would be detached or changed instead. */
+static bool in_use(const struct place *place, const char *name, size_t length, bool or_above)
+{
+	if (!is_mount_point(place->fd, name, length, or_above))
+		return false;
+	if (verbose)
+		say("%.*s is a mount point here: what happened to it on the host is left out", (int)length, name);
+	return true;
+}
+
 static bool take(struct place *place, uint64_t nodeid, uint32_t generation)
 {
 	place->nodeid = nodeid;
@@ -166,7 +176,7 @@ static int create(const struct event *e, bool linked)
 	int result;
 	bool isdir = e->mask & FS_ISDIR;
 
-	if (!take(&parent, e->nodeid, e->generation))
+	if (!take(&parent, e->nodeid, e->generation) || in_use(&parent, e->name, e->length, true))
 		return 0;
 	removed.child = 0;
 	if (linked) {
@@ -212,7 +222,7 @@ static int remove_name(const struct event *e, bool last)
 			removed.child = 0;
 		return 0;
 	}
-	if (!take(&parent, e->nodeid, e->generation))
+	if (!take(&parent, e->nodeid, e->generation) || in_use(&parent, e->name, e->length, true))
 		return 0;
 	if (e->child)
 		release_fd(e->child);
@@ -281,6 +291,12 @@ static int move(const struct event *from, const struct event *to)
 		replaced = watched_at(to->nodeid, to->name, to->length);
 	if (replaced == e->child)
 		replaced = 0;
+	/* A directory that stays in the share takes what is mounted below along. */
+	if ((from && in_use(&source, name, length, !to)) || (to && in_use(&target, new_name, new_length, true))) {
+		leave(&source);
+		leave(&target);
+		return 0;
+	}
 	if (replaced)
 		release_fd(replaced);
 	removed.child = 0;
@@ -324,8 +340,10 @@ static int move_self(const struct event *e)
 	fd = open_node(e->nodeid, e->generation);
 	if (fd < 0)
 		return 0;
-	bool isdir = is_directory(fd);
+	bool isdir = is_directory(fd), busy = is_mount_point(fd, NULL, 0, false);
 	close(fd);
+	if (busy)
+		return 0;
 	result = begin(OP_RENAME, isdir, &from, stage, strlen(stage), &to, other, strlen(other), e->nodeid, 0, NULL);
 	if (result > 0)
 		done("move", stage, strlen(stage), renameat(staging, stage, staging, other));
@@ -345,7 +363,7 @@ static bool subject_of(const struct event *e, struct subject *s)
 {
 	*s = (struct subject){ .name = e->name, .length = e->length, .child = e->length ? e->child : e->nodeid, .isdir = e->mask & FS_ISDIR };
 	if (e->length)
-		return take(&s->parent, e->nodeid, e->generation);
+		return take(&s->parent, e->nodeid, e->generation) && !in_use(&s->parent, e->name, e->length, false);
 	s->parent = (struct place){ .fd = open_node(e->nodeid, e->generation), .ours = true };
 	if (s->parent.fd < 0)
 		return false;
