@@ -150,6 +150,7 @@ export function manPage(date: string): string {
     ...list([
       ['SIGTERM, SIGINT, SIGHUP', 'Finish what is in flight and end.'],
       ['SIGUSR1', 'The next log level: the configured one, debug, trace, and around.'],
+      ['SIGUSR2', 'Start the program anew from its files, as another version has left them, and go on with the guest after a short pause.'],
     ]),
     '.SH EXIT STATUS',
     ...list([

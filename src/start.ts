@@ -4,7 +4,7 @@
  */
 import { constants } from 'node:os';
 import { cString, native } from 'vhost-user-ts/native';
-import type { Config } from './config.js';
+import { type Config, needsSandbox } from './config.js';
 import { ListeningSocket } from './listen.js';
 import { log, syslogSink } from './log.js';
 import { PROGRAM, UsageError } from './options.js';
@@ -13,7 +13,7 @@ import { StartError } from './starterror.js';
 import { openNotify } from './systemd.js';
 
 const { ENOTCONN } = constants.errno;
-const { SIGHUP, SIGINT, SIGTERM, SIGUSR1 } = constants.signals;
+const { SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2 } = constants.signals;
 
 export interface Started {
   readonly socket: ListeningSocket;
@@ -39,6 +39,8 @@ export function start(config: Config, sandbox?: Handover): Started {
   for (const signal of [SIGTERM, SIGINT, SIGHUP]) native.signalToEventfd(signal, end);
   const level = native.eventfd(0);
   native.signalToEventfd(SIGUSR1, level);
+  // Without the launcher nobody starts another worker.
+  if (!needsSandbox(config)) native.signalToEventfd(SIGUSR2, native.eventfd(0));
   const socket = new ListeningSocket(config.listenOn, sandbox?.listen);
   process.once('exit', () => socket.close()); // also when the rest of the start fails
   return { socket, end, level, syslog, notify: sandbox === undefined ? openNotify(process.env) : (sandbox.notify ?? -1) };

@@ -1,5 +1,5 @@
 /** One virtqueue with both its sides in one thread: the driver's over mock memory, the device's over the same memfds. */
-import { DescriptorChain, GuestMemory, Virtqueue } from 'vhost-user-ts';
+import { DescriptorChain, GuestMemory, type Ledger, Virtqueue } from 'vhost-user-ts';
 import { arena, arenaAlloc, native } from 'vhost-user-ts/native';
 import { MockMemory, QueueDriver, type QueueOptions, type RegionLayout } from 'vhost-user-ts/testing';
 
@@ -12,6 +12,7 @@ export interface RigOptions extends QueueOptions {
   eventIdx?: boolean;
   indirect?: boolean;
   regions?: readonly RegionLayout[];
+  ledger?: Ledger;
 }
 
 export class QueueRig {
@@ -28,7 +29,7 @@ export class QueueRig {
     }
     this.driver = new QueueDriver(this.guest, 0, options.size ?? 8, options);
     this.driver.eventIdx = options.eventIdx ?? false;
-    this.queue = new Virtqueue(0, this.memory, chain);
+    this.queue = new Virtqueue(0, this.memory, chain, options.ledger);
     this.queue.callFd = this.driver.callFd;
     const problem = this.queue.start(this.driver.size, this.ringAddresses(), options.base ?? 0, {
       eventIdx: this.driver.eventIdx,
