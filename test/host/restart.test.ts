@@ -16,6 +16,9 @@ import { ModelGuest } from '../support/model.js';
 
 const { O_RDONLY, O_RDWR, O_CREAT, O_EXCL } = fs.constants;
 const EIO = 5;
+const EAGAIN = 11;
+const F_WRLCK = 1;
+const F_UNLCK = 2;
 /** A guest waits for a reply as long as it takes. */
 const PATIENCE = { timeout: 60_000 };
 const WITH_QUEUE = features(0, Feature.VERSION_1, Feature.INDIRECT_DESC, Feature.EVENT_IDX, Feature.PROTOCOL_FEATURES);
@@ -132,6 +135,33 @@ describe('a killed worker', () => {
       report(t, options.join(' ') || 'defaults', pauses(daemon));
       assert.ok((pauses(daemon)[0] as number) < 10_000, 'on a busy machine, too');
     }
+  });
+
+  test('locks are held, and who waits for one goes on to wait', async () => {
+    await using daemon = await TestDaemon.start(['--posix-lock', '--flock']);
+    fs.writeFileSync(join(daemon.share, 'locked'), '');
+    const client = daemon.session({}, PATIENCE);
+    const { nodeid } = client.lookup(1, 'locked');
+    const [a, b] = [client.open(nodeid, O_RDWR).fh, client.open(nodeid, O_RDWR).fh];
+    const all = { start: 0, end: (1n << 63n) - 1n, pid: 7 };
+    const FLOCK = 1;
+    client.setlk(nodeid, a, 1, { ...all, type: F_WRLCK });
+    client.setlk(nodeid, a, 0, { ...all, type: F_WRLCK }, FLOCK);
+    const waits = client.submitSetlkw(nodeid, b, 2, { ...all, type: F_WRLCK });
+    const waitsToo = client.submitSetlkw(nodeid, b, 0, { ...all, type: F_WRLCK }, FLOCK);
+    for (let i = 0; i < 2; i++) {
+      kill(daemon);
+      assert.equal(
+        errnoOf(() => client.setlk(nodeid, b, 3, { ...all, type: F_WRLCK })),
+        EAGAIN,
+      );
+      assert.equal(client.getlk(nodeid, b, 3, { ...all, type: F_WRLCK }).pid, 7);
+    }
+    assert.deepEqual([waits.reply, waitsToo.reply], [undefined, undefined]);
+    client.setlk(nodeid, a, 1, { ...all, type: F_UNLCK });
+    assert.equal(client.wait(waits).error, 0);
+    client.setlk(nodeid, a, 0, { ...all, type: F_UNLCK }, FLOCK);
+    assert.equal(client.wait(waitsToo).error, 0);
   });
 
   test('within a request: it is served again, whatever stalls it', needsRoot, async () => {

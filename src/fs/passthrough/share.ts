@@ -191,9 +191,14 @@ export class Share {
     }
   }
 
-  /** Closes the handles that requests of an earlier process have opened without an answer: the guest does not know them. */
+  /**
+   * Closes the handles that requests of an earlier process have opened without an answer: the guest does not know them. A lock owner's
+   * descriptor stays: the request finds it again.
+   */
   dropOpened(requests: ReadonlySet<number>): void {
-    for (const slot of [...this.handles.slots()]) if (requests.has(this.handles.opener(slot))) this.handles.release(slot);
+    const { handles } = this;
+    for (const slot of [...handles.slots()])
+      if (handles.kind(slot) !== Kind.lock && requests.has(handles.opener(slot))) handles.release(slot);
   }
 
   #openRoot(path: string): void {
