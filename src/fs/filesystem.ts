@@ -132,6 +132,8 @@ export interface SessionOptions {
   securityContext: boolean;
   /** FUSE_EXPORT_SUPPORT: LOOKUP "." may name an inode that the guest has forgotten since. */
   exportSupport: boolean;
+  /** FUSE_AUTO_INVAL_DATA: the guest drops what it has of a file whose times or size are others. */
+  autoInvalData: boolean;
   /** FUSE_POSIX_LOCKS and FUSE_FLOCK_LOCKS. */
   posixLock: boolean;
   flock: boolean;

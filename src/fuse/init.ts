@@ -170,6 +170,7 @@ export function negotiate(
     stripsSetgid: request.minor >= 37,
     securityContext: (flags2 & InitFlag2.SECURITY_CTX) !== 0,
     exportSupport: (flags & InitFlag.EXPORT_SUPPORT) !== 0,
+    autoInvalData: (flags & InitFlag.AUTO_INVAL_DATA) !== 0,
     posixLock: (flags & InitFlag.POSIX_LOCKS) !== 0,
     flock: (flags & InitFlag.FLOCK_LOCKS) !== 0,
   };
@@ -208,6 +209,7 @@ export const NO_SESSION: Session = {
   stripsSetgid: false,
   securityContext: false,
   exportSupport: false,
+  autoInvalData: false,
   posixLock: false,
   flock: false,
 };

@@ -5,6 +5,8 @@
  * Their nodeids are multiples of 2^24, which the inode store never gives out (slot 0).
  */
 
+import { randomInt } from 'node:crypto';
+
 const STEP = 2 ** 24;
 /** Those that are always there. */
 export const CONTROL_NODE = STEP;
@@ -23,7 +25,8 @@ interface Phantom {
 
 export class Phantoms {
   readonly #known = new Map<number, Phantom>();
-  #next = FIRST;
+  /** Anywhere: the guest may have some of a daemon that was here before. */
+  #next = randomInt(FIRST, LAST);
 
   /** Whether a nodeid is none of the inode store's. */
   static is(nodeid: number): boolean {

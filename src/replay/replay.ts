@@ -21,6 +21,7 @@ import {
   EINVAL,
   ENOENT,
   ENOTTY,
+  EOPNOTSUPP,
   EPERM,
   ESTALE,
   FATTR_ATIME,
@@ -178,6 +179,7 @@ export class Replay {
   /** Handle of the open control file, 0: closed. */
   #open = 0;
   #serial = 1;
+  #session: SessionOptions | undefined;
   /** The agent's thread, 0: it has not shown its token. */
   #thread = 0;
 
@@ -223,7 +225,12 @@ export class Replay {
     const own: Partial<FileSystem> = {
       init: (session: SessionOptions) => {
         this.#end();
+        this.#session = session;
         fs.init(session);
+      },
+      resume: (session: SessionOptions) => {
+        this.#session = session;
+        fs.resume(session);
       },
       destroy: () => {
         this.#end();
@@ -396,6 +403,8 @@ export class Replay {
       this.#log('warn', 'a replay agent in the guest has another token than --agent');
       return -EACCES;
     }
+    // Without the one the guest would keep old contents, without the other the agent cannot open a directory by its nodeid.
+    if (this.#session?.autoInvalData !== true || !this.#session.exportSupport) return -EOPNOTSUPP;
     const error = this.#events.beginAgent();
     if (error < 0) return error;
     this.#thread = this.#caller.pid;

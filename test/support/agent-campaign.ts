@@ -9,7 +9,7 @@ import { arena, arenaAlloc, native } from 'vhost-user-ts/native';
 import { KEPT } from '../../src/fs/filesystem.js';
 import { lookupAgain } from '../../src/fs/passthrough/lookup.js';
 import { openPassthrough } from '../../src/fs/passthrough.js';
-import { Opcode } from '../../src/fuse/abi.js';
+import { InitFlag, Opcode } from '../../src/fuse/abi.js';
 import { DEFAULT_SERVER_OPTIONS } from '../../src/fuse/init.js';
 import { FuseServer } from '../../src/fuse/server.js';
 import { AUTH, BEGIN, BEGIN_ISDIR, CONTROL_DIRECTORY, CONTROL_NAME, CONTROL_VERSION, Replay as Op } from '../../src/replay/abi.js';
@@ -57,7 +57,8 @@ export class Campaign {
   readonly #nodes = new Map<string, bigint>([['', 1n]]);
   readonly #log: string[] = [];
 
-  constructor(folder: string, seed: number) {
+  /** @param flags that the guest offers in FUSE_INIT */
+  constructor(folder: string, seed: number, flags: number = InitFlag.AUTO_INVAL_DATA | InitFlag.EXPORT_SUPPORT) {
     this.#below = random(seed);
     this.#share = join(folder, 'share');
     this.#shadow = join(folder, 'shadow');
@@ -80,8 +81,8 @@ export class Campaign {
       Buffer.from(TOKEN),
       () => undefined,
     );
-    this.#server = new FuseServer(this.#replay.served, { ...DEFAULT_SERVER_OPTIONS, allowIdmap: false });
-    this.#send(Opcode.INIT, { uid: 0 }, words(7, 45, 0, 0));
+    this.#server = new FuseServer(this.#replay.served, { ...DEFAULT_SERVER_OPTIONS, allowIdmap: false, exportSupport: true });
+    this.#send(Opcode.INIT, { uid: 0 }, words(7, 45, 0, flags));
   }
 
   close(): void {
@@ -92,7 +93,7 @@ export class Campaign {
   round(): void {
     this.#log.length = 0;
     if (this.#below(100) === 0) this.#renew();
-    if (this.#thread === 0) this.#connect();
+    if (this.#thread === 0) assert.equal(this.connect(), 0);
     if (this.#below(4) === 0) this.#real();
     else this.#agentRound();
     this.#compare();
@@ -111,7 +112,8 @@ export class Campaign {
 
   // --- the agent ---
 
-  #connect(): void {
+  /** An agent comes. @returns the errno that it gets for the right token */
+  connect(): number {
     const thread = 100 + this.#below(5);
     const directory = this.#send(Opcode.LOOKUP, { uid: 0, pid: thread }, string(CONTROL_DIRECTORY));
     assert.equal(directory.errno, 0);
@@ -131,9 +133,10 @@ export class Campaign {
       assert.equal(auth(token, 1000, thread).errno, 13);
     }
     const reply = auth(token, 0, thread);
-    assert.equal(reply.errno, 0);
+    if (reply.errno !== 0) return reply.errno;
     assert.equal(reply.body.readUInt32LE(16 + 4), AGENT_UID);
     this.#thread = thread;
+    return 0;
   }
 
   /** It dies: its files are closed, then its thread id is free. */
@@ -264,7 +267,7 @@ export class Campaign {
         // The next one has the same thread id, perhaps, and has announced nothing.
         steps.splice(at, 0, () => {
           this.#kill();
-          this.#connect();
+          assert.equal(this.connect(), 0);
         });
         break;
       case 4:

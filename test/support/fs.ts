@@ -16,6 +16,7 @@ export const SESSION: SessionOptions = {
   stripsSetgid: false,
   securityContext: false,
   exportSupport: false,
+  autoInvalData: false,
   posixLock: false,
   flock: false,
 };

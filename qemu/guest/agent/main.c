@@ -188,7 +188,7 @@ static int connect_to(const char *mount_point, const char *token, size_t length,
 		if (errno == EPROTO)
 			die("the daemon of %s speaks another version: use the agent that came with it", mount_point);
 		if (errno == EOPNOTSUPP)
-			die("this mount does not notice changed files (no AUTO_INVAL_DATA): events cannot be replayed");
+			die("this mount does not notice changed files (no AUTO_INVAL_DATA) or has no file handles (no EXPORT_SUPPORT): events cannot be replayed");
 		if (again)
 			return -1;
 		die("cannot connect to the daemon of %s: %s", mount_point, strerror(errno));

@@ -60,6 +60,7 @@ const NO_SESSION: SessionOptions = {
   atomicOTrunc: false,
   securityContext: false,
   exportSupport: false,
+  autoInvalData: false,
   posixLock: false,
   flock: false,
 };
