@@ -99,6 +99,10 @@ install: all install-pages install-units
 	install -d $(DESTDIR)$(LIBDIR)/js
 	cp -r build/js/src $(DESTDIR)$(LIBDIR)/js/
 	install -m 755 build/virtiofsd-ts-sandbox $(DESTDIR)$(LIBDIR)
+	@# To be copied into guests: nothing of it runs here.
+	install -d $(DESTDIR)$(LIBDIR)/agent
+	install -m 755 build/virtiofsd-ts-agent qemu/guest/agent/virtiofsd-ts-agent.openrc $(DESTDIR)$(LIBDIR)/agent
+	install -m 644 qemu/guest/agent/virtiofsd-ts-agent@.service $(DESTDIR)$(LIBDIR)/agent
 	install -m 644 package.json package-lock.json $(DESTDIR)$(LIBDIR)
 	install -d $(DESTDIR)$(LIBDIR)/src/vhost-user-ts
 	cp -r src/vhost-user-ts/package.json src/vhost-user-ts/dist $(DESTDIR)$(LIBDIR)/src/vhost-user-ts/

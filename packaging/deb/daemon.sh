@@ -16,7 +16,7 @@ find "$lib/node_modules" -depth -type d \( -name .bin -o -name .github -o -name 
 # Their commands are of no use here.
 grep -rlm1 '^#!' "$lib/node_modules" | xargs -r rm
 find "$lib/node_modules" -type d -empty -delete
-find "$lib" -type f ! -name virtiofsd-ts-sandbox -exec chmod 644 {} +
+find "$lib" -type f ! -name virtiofsd-ts-sandbox ! -name virtiofsd-ts-agent ! -name '*.openrc' -exec chmod 644 {} +
 strip --strip-unneeded "$lib/virtiofsd-ts-sandbox" "$lib/src/vhost-user-ts/dist/addon.node"
 # Node.js as Debian and NodeSource install it.
 sed -i 's|exec "[^"]*"|exec /usr/bin/node|' "$root/usr/bin/virtiofsd-ts"
@@ -26,6 +26,9 @@ gzip -9n <build/sbom.json >"$root/usr/share/doc/virtiofsd-ts/sbom.json.gz"
 cat >"$root/usr/share/lintian/overrides/virtiofsd-ts" <<'OVERRIDES'
 # The launcher becomes the first process of namespaces that have no libraries.
 virtiofsd-ts: statically-linked-binary [usr/lib/virtiofsd-ts/virtiofsd-ts-sandbox]
+# For guests, which may have another libc, or an older one.
+virtiofsd-ts: statically-linked-binary [usr/lib/virtiofsd-ts/agent/virtiofsd-ts-agent]
+virtiofsd-ts: unusual-interpreter /sbin/openrc-run [usr/lib/virtiofsd-ts/agent/virtiofsd-ts-agent.openrc]
 OVERRIDES
 
 depends=$(shlibs "$lib/src/vhost-user-ts/dist/addon.node")
@@ -42,7 +45,8 @@ Description: virtio-fs daemon that tells the guest of file events
  libvirt and other VMMs that speak vhost-user. Takes the options of virtiofsd.
  .
  Guests whose kernel has the modules of virtiofs-fsnotify-dkms are told when
- files change on the host, as inotify and fanotify events.
+ files change on the host, as inotify and fanotify events; others run the
+ agent in /usr/lib/virtiofsd-ts/agent for that.
 CONTROL
 for script in postinst postrm; do
     cat >"$root/DEBIAN/$script" <<'SCRIPT'

@@ -41,6 +41,8 @@ test('installed, serving a share under systemd, removed', { ...needsRoot, timeou
   assert.match(machine.must('man', 'virtiofsd-ts'), /virtio-fs daemon that tells the guest of file events/);
   assert.deepEqual(JSON.parse(machine.must('cat', '/usr/share/qemu/vhost-user/50-virtiofsd-ts.json')).binary, '/usr/bin/virtiofsd-ts');
 
+  assert.match(machine.must('/usr/lib/virtiofsd-ts/agent/virtiofsd-ts-agent', '-h'), /^usage: /);
+
   machine.must(
     'sh',
     '-c',

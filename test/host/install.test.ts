@@ -25,6 +25,11 @@ it('make install PREFIX=…: the installed program serves a share', { timeout: 1
     'fish/vendor_completions.d/virtiofsd-ts.fish',
   ])
     assert.ok(statSync(join(prefix, 'share', page)).size > 1000, page);
+  // For guests.
+  const agent = join(prefix, 'lib/virtiofsd-ts/agent');
+  assert.match(execFileSync(join(agent, 'virtiofsd-ts-agent'), ['-h'], { encoding: 'utf8' }), /^usage: virtiofsd-ts-agent /);
+  for (const name of ['virtiofsd-ts-agent@.service', 'virtiofsd-ts-agent.openrc'])
+    assert.match(readFileSync(join(agent, name), 'utf8'), /\/usr\/local\/sbin\/virtiofsd-ts-agent/);
   const share = mkdtempSync(join(prefix, 'share-'));
   writeFileSync(join(share, 'file'), 'installed');
   const daemon = await startDaemon({ shareDir: share, daemon: program });
