@@ -195,6 +195,8 @@ describe('what the agent is connected to goes and comes', () => {
         assert.equal(files(), before, 'nothing has changed on the host');
         await found(setup, watcher, 'w', 'w', `again${turn}`);
       }
+      const lost = agent.lines.filter(({ text }) => text.includes('the connection is lost')).length;
+      assert.ok(lost > 0, 'it says what is not heard');
       agent.kill('SIGTERM');
       await agent.ended;
       watcher.close();
@@ -217,4 +219,20 @@ describe('what the agent is connected to goes and comes', () => {
       assert.equal(status, 0, stderr);
     }
   });
+});
+
+it('a share that the guest may only read (--readonly)', { timeout: 60_000 }, async (t) => {
+  const setup = await machine(['--readonly']);
+  try {
+    fs.mkdirSync(join(setup.share, 'w'));
+    await startAgent(setup);
+    const watcher = await watch(setup, t, 'w');
+    execFileSync('sh', ['-c', 'echo x >a; mv a b; rm b; mkdir end'], { cwd: join(setup.share, 'w') });
+    const lines = names(await watcher.until('w CREATE,ISDIR end')).map((line) => line.replace(/ #\d+/, ''));
+    assert.deepEqual(lines, ['w CREATE a', 'w MOVED_FROM a', 'w MOVED_TO b', 'w DELETE b', 'w CREATE,ISDIR end']);
+    assert.notEqual((await setup.guest.run('rmdir /mnt/w/end')).status, 0);
+    watcher.close();
+  } finally {
+    await setup.end();
+  }
 });

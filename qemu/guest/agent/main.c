@@ -234,7 +234,7 @@ int main(int argc, char **argv)
 	struct rlimit files = { 1 << 20, 1 << 20 };
 	struct sigaction action = { .sa_handler = on_signal };
 	bool again = false;
-	int option, tries = 0;
+	int option, tries = 0, wait = 1000;
 
 	while ((option = getopt(argc, argv, "vt:h")) != -1) {
 		switch (option) {
@@ -272,14 +272,19 @@ int main(int argc, char **argv)
 			say("connected: file events of the host come to %s", argv[optind]);
 			again = true;
 			tries = 0;
+			double since = now_ms();
 			serve();
+			/* Not at once again when it is lost each time. */
+			if (now_ms() - since > 1000)
+				wait = 50;
 			if (!stop)
-				say("the connection is lost (%s), trying again", strerror(errno));
+				say("the connection is lost (%s), trying again: what changes until then is not heard", strerror(errno));
 		} else if (!again && errno == EBUSY && ++tries > 5)
 			die("another agent serves %s already", argv[optind]);
 		disconnect();
 		if (!stop)
-			sleep(1);
+			usleep(wait * 1000);
+		wait = wait < 500 ? 2 * wait : 1000;
 	}
 	say("%lu changes replayed, %lu could not be", replayed, failed);
 	return 0;
