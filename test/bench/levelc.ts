@@ -8,8 +8,8 @@ import { closeSync, mkdirSync, mkdtempSync, openSync, rmSync, writeFileSync, wri
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { repository } from '../../qemu/guest/daemon.js';
 import { bootGuest, type Guest, startDaemon as startGuestDaemon } from '../../qemu/guest.js';
+import { agentOfHost } from '../support/agent.js';
 import { Client } from './client.js';
 import { type DaemonKind, footprint, type RunningDaemon, startDaemon } from './daemons.js';
 import type { Options } from './levela.js';
@@ -219,11 +219,9 @@ async function measureAgent(share: string, options: Options): Promise<NonNullabl
   const token = path.join(folder, 'token');
   writeFileSync(token, 'the token of the benchmark', { mode: 0o600 });
   const daemon = await startGuestDaemon({ shareDir: share, tag: 'myfs', options: [`--agent=${token}`] });
-  const program = path.join(repository, 'build/virtiofsd-ts-agent');
   const guest = await bootGuest({ kind: 'uml', kernel: '7.2-plain', hostRoot: true, shares: [{ socket: daemon }] });
   try {
-    const command = `umask 077; echo 'the token of the benchmark' >/run/token; exec ${program} -v -t /run/token /mnt 2>&1`;
-    const agent = guest.spawn(command);
+    const agent = guest.spawn(`${agentOfHost('the token of the benchmark')} -v /mnt 2>&1`);
     await agent.waitForLine('connected');
     const latency = await writesToLines(guest, share, options);
 

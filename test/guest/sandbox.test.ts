@@ -5,17 +5,12 @@ import { mkdtempSync, readFileSync, readlinkSync, rmSync, writeFileSync } from '
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, describe, it } from 'node:test';
+import { workersOf } from '../support/daemon.js';
 import { Watcher } from '../support/fsnotify.js';
 import { setUp } from '../support/guests.js';
 
 const folder = mkdtempSync(join(tmpdir(), 'sandbox-'));
 after(() => rmSync(folder, { recursive: true, force: true }));
-
-/** The last process of the chain that the daemon's pid begins. */
-function inside(pid: number): number {
-  const child = readFileSync(`/proc/${pid}/task/${pid}/children`, 'utf8').trim();
-  return child === '' ? pid : inside(Number(child));
-}
 
 describe('a guest', () => {
   for (const mode of ['namespace', 'chroot']) {
@@ -23,10 +18,11 @@ describe('a guest', () => {
       const share = mkdtempSync(join(folder, 'share-'));
       const setup = await setUp({ kind: 'uml', kernel: '6.12', share, daemonOptions: mode === 'namespace' ? [] : [`--sandbox=${mode}`] });
       try {
-        const pid = inside(setup.daemon.pid);
+        const [pid] = workersOf(setup.daemon.pid);
+        if (pid === undefined) throw new Error('no worker');
         assert.notEqual(pid, setup.daemon.pid);
         for (const name of ['mnt', 'pid', 'net', 'ipc', 'uts']) {
-          const shared = readlinkSync(`/proc/${pid}/ns/${name}`) === readlinkSync(`/proc/self/ns/${name}`);
+          const shared: boolean = readlinkSync(`/proc/${pid}/ns/${name}`) === readlinkSync(`/proc/self/ns/${name}`);
           assert.equal(shared, mode !== 'namespace', name);
         }
         assert.match(readFileSync(`/proc/${pid}/status`, 'utf8'), /^Seccomp:\s+2$/m);

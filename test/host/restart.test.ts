@@ -218,6 +218,7 @@ describe('a killed worker', () => {
     }
     native.close(file);
     t.diagnostic(`${rounds} rounds, ${await killer.stop()} kills`);
+    frontend.getFeatures(); // of the worker that comes after the last kill
   });
 });
 

@@ -1,12 +1,12 @@
 /** The replay agent in a guest with a stock kernel. */
 import { writeFileSync } from 'node:fs';
-import { join } from 'node:path';
+import { basename, dirname, join } from 'node:path';
 import { repository } from '../../qemu/guest/daemon.js';
 import type { Command } from '../../qemu/guest.js';
 import type { Setup, SetupOptions } from './guests.js';
 
 /** The program that `make agent` builds, and where guests get it. */
-export const AGENT = join(repository, 'build/virtiofsd-ts-agent');
+const AGENT = join(repository, 'build/virtiofsd-ts-agent');
 const IN_GUEST = '/bin/virtiofsd-ts-agent';
 const TOKEN = '/etc/virtiofsd-ts-agent.token';
 
@@ -20,11 +20,20 @@ export function withAgent(folder: string): Required<Pick<SetupOptions, 'files' |
 }
 
 /**
+ * The command that starts the agent in User Mode Linux with the host's files, without the mount: the folder that it was built in need not
+ * be among those files.
+ */
+export function agentOfHost(token: string): string {
+  const built = `mkdir -p /run/built && mount -t hostfs -o ro,${dirname(AGENT)} none /run/built`;
+  return `umask 077; echo '${token}' >/run/token; ${built} && exec /run/built/${basename(AGENT)} -t /run/token`;
+}
+
+/**
  * Starts the agent in a guest that was set up {@link withAgent} and waits until it is connected; it ends before the guest does.
- * @param hostRoot the guest has the host's files: the program where it was built, and a token of its own
+ * @param hostRoot the guest has the host's files: see {@link agentOfHost}
  */
 export async function startAgent(setup: Setup, hostRoot = false): Promise<Command> {
-  const command = hostRoot ? `umask 077; echo '${TEXT}' >/run/token; exec ${AGENT} -t /run/token` : 'exec virtiofsd-ts-agent';
+  const command = hostRoot ? agentOfHost(TEXT) : 'exec virtiofsd-ts-agent';
   const agent = setup.guest.spawn(`${command} /mnt 2>&1`);
   const { end } = setup;
   setup.end = async () => {
