@@ -383,6 +383,48 @@ describe('the shared directory', () => {
   });
 });
 
+/** A memory control group of version 1 or 2 in which `pid` is from now on; undefined where none can be made. */
+function limitMemory(pid: number, bytes: number): { kills(): number; remove(): void } | undefined {
+  const second = !fs.existsSync('/sys/fs/cgroup/memory');
+  const top = second ? '/sys/fs/cgroup' : '/sys/fs/cgroup/memory';
+  const group = join(top, `virtiofsd-ts-${pid}`);
+  try {
+    if (second) fs.writeFileSync(join(top, 'cgroup.subtree_control'), '+memory');
+    fs.mkdirSync(group);
+    fs.writeFileSync(join(group, second ? 'memory.max' : 'memory.limit_in_bytes'), String(bytes));
+    fs.writeFileSync(join(group, 'cgroup.procs'), String(pid));
+  } catch {
+    return undefined;
+  }
+  const events = join(group, second ? 'memory.events' : 'memory.oom_control');
+  return {
+    kills: () => Number(/^oom_kill (\d+)/m.exec(fs.readFileSync(events, 'utf8'))?.[1]),
+    remove: () => fs.rmdirSync(group),
+  };
+}
+
+describe('memory', () => {
+  test('none left in a control group: the kernel ends the worker, the next one goes on', needsRoot, async (t) => {
+    await using daemon = await TestDaemon.start();
+    const client = daemon.session({}, { timeout: 30_000 });
+    const { entry, open } = client.create(1, 'kept', O_RDWR);
+    const group = limitMemory(daemon.inside, 2 << 20);
+    if (group === undefined) {
+      t.skip('THIS MACHINE HAS NO MEMORY CONTROL GROUPS: what happens when memory runs out is not tested');
+      return;
+    }
+    for (let i = 0; group.kills() === 0; i++) {
+      assert.ok(i < 40_000, daemon.log);
+      fs.writeFileSync(join(daemon.share, `file with a long name ${i}`), '');
+      client.lookup(1, `file with a long name ${i}`);
+    }
+    assert.equal(client.write(entry.nodeid, open.fh, 0, 'kept'), 4);
+    assertServes(client, [0, 1]);
+    assert.match(daemon.log, /the worker before this one was ended by signal 9/);
+    group.remove();
+  });
+});
+
 describe('time', () => {
   test('stopped for a while: what waited is served afterwards', async () => {
     await using daemon = await TestDaemon.start();
