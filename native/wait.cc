@@ -46,6 +46,42 @@ int64_t epollWait(Env &e, int32_t epoll, uint32_t out, int32_t max, int32_t time
   return n;
 }
 
+inline void relax() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+int64_t now() {
+  timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return t.tv_sec * 1000000000ll + t.tv_nsec;
+}
+
+struct Word {
+  double address;
+  uint32_t expected, unused;
+};
+
+int64_t busyLoop(Env &e, uint32_t table, uint32_t count, int64_t nanoseconds) {
+  const Word *words = e.at<Word>(table + 8);
+  int64_t found = -1, began = now(), took = 0;
+  // The clock takes as long as some looks.
+  for (unsigned look = 1; found < 0 && took < nanoseconds; look++) {
+    for (uint32_t i = 0; i < count && found < 0; i++) {
+      if (words[i].address == 0) continue;
+      auto *word = reinterpret_cast<const uint16_t *>(static_cast<uintptr_t>(words[i].address));
+      if (__atomic_load_n(word, __ATOMIC_SEQ_CST) != static_cast<uint16_t>(words[i].expected)) found = i;
+    }
+    if (found < 0) relax();
+    if (found >= 0 || look % 16 == 0) took = now() - began;
+  }
+  *e.at<uint32_t>(table) = static_cast<uint32_t>(took);
+  return found;
+}
+
 int signalFds[65];
 
 // Any thread of the process may get the signal, also those that node started before us: a handler reaches them all,
@@ -73,11 +109,7 @@ int64_t pollOne(Env &, int32_t fd, int32_t events, int32_t timeout) {
   return n < 0 ? (errno == EINTR ? 0 : -errno) : (n == 0 ? 0 : p.revents);
 }
 
-int64_t monotonic(Env &) {
-  timespec now;
-  clock_gettime(CLOCK_MONOTONIC, &now);
-  return now.tv_sec * 1000000000ll + now.tv_nsec;
-}
+int64_t monotonic(Env &) { return now(); }
 
 } // namespace
 
@@ -89,6 +121,7 @@ void initWait(napi_env env, napi_value exports, Env *data) {
   add<&epollAdd>(env, exports, data, "epollAdd");
   add<&epollDelete>(env, exports, data, "epollDelete");
   add<&epollWait>(env, exports, data, "epollWait");
+  add<&busyLoop>(env, exports, data, "busyLoop");
   add<&signalToEventfd>(env, exports, data, "signalToEventfd");
   add<&pollOne>(env, exports, data, "poll");
   add<&monotonic>(env, exports, data, "monotonic");

@@ -219,11 +219,11 @@ export class Daemon {
   turn(timeout = this.#untilDue()): void {
     const device = this.#device;
     const { locks } = this.#fs.share;
-    this.#loop.turn(device.hasMore || this.#moreEvents ? 0 : timeout);
+    this.#loop.turn(device.busy || this.#moreEvents ? 0 : timeout);
     this.#events?.expire();
     if (locks.waiting > 0) locks.poll(performance.now());
     if (this.#acceptAgain >= 0) this.#accept();
-    if (device.hasMore) device.serveAgain();
+    if (device.busy) device.serveAgain();
     if (this.#moreEvents) this.#drainEvents();
     if (this.#metrics !== undefined) this.#updateGauges(this.#metrics);
   }

@@ -3,6 +3,7 @@
  * by one thread, in batches: all chains that wait, one publication of the used ring, one interrupt.
  */
 import {
+  BusyLoop,
   chainErrorText,
   Feature,
   features,
@@ -33,8 +34,8 @@ const BATCH = 512;
  */
 const PUBLISH = 4;
 const LARGE = 64 << 10;
-/** Batches of a driver that always has more, likewise. */
-const BATCHES = 16;
+/** Nanoseconds that are looked for more chains, likewise. */
+const LOOKED_NS = 50_000;
 /** VIRTIO_FS_F_NOTIFICATION (virtio 1.2, 5.11.3): queue 1 is the notification queue. */
 const F_NOTIFICATION = 0;
 const POLLIN = 1;
@@ -58,8 +59,11 @@ export class VirtioFsDevice implements VhostUserDevice {
   readonly queueCount: number;
   readonly features: bigint;
   readonly protocolFeatures: bigint;
-  /** Queues with chains left after their batch: {@link serveAgain} goes on with them. */
-  readonly #again = new Set<Virtqueue>();
+  /** The queues of this session, and whether kicks are off for any. */
+  readonly #busyLoop: BusyLoop;
+  #busy = false;
+  /** Chains served since {@link serveAgain} began. */
+  #served = 0;
 
   readonly #server: FuseServer;
   readonly #offload: Offload;
@@ -123,6 +127,7 @@ export class VirtioFsDevice implements VhostUserDevice {
     this.protocolFeatures = protocol;
     // One high priority queue, perhaps the notification queue, then request queues: a front end may use as many as it likes, up to this.
     this.queueCount = 2 + Math.max(options.requestQueues, MAX_REQUEST_QUEUES);
+    this.#busyLoop = new BusyLoop(this.queueCount);
   }
 
   /** The session whose rings are served from now on. */
@@ -155,7 +160,7 @@ export class VirtioFsDevice implements VhostUserDevice {
     this.#notificationQueue = hasFeature(acked, F_NOTIFICATION) ? 1 : -1;
   }
 
-  /** Serves what waits in a queue; at most one batch. */
+  /** Serves what waits in a queue; at most one batch. {@link serveAgain} goes on. */
   serve(queue: Virtqueue): void {
     if (queue.index === this.#notificationQueue) {
       this.#events?.kicked(queue);
@@ -163,68 +168,69 @@ export class VirtioFsDevice implements VhostUserDevice {
     }
     const server = this.#server;
     const chain = queue.chain;
-    let left = BATCH;
-    for (let batch = 1; ; batch++) {
-      server.batch();
-      queue.disableKicks();
-      queue.batches++;
-      let unseen = 0;
-      let most = PUBLISH;
-      for (;;) {
-        const got = queue.pop();
-        if (got === 0) break;
-        if (got < 0) {
-          queue.flush();
-          this.#backend?.fail(queue, chainErrorText(got));
-          return;
-        }
-        const head = chain.head;
-        const length = this.#poison !== 0 && queue.number === this.#poison ? server.refuse(chain, EIO) : server.serve(chain);
-        if (length === PENDING) {
-          queue.postpone(head);
-          if (server.pendingJob >= 0) this.#keep(queue, head, server.pendingJob);
-          else this.#events?.placed(queue, head);
-        } else {
-          if (queue.memory.logging) chain.markDirty(queue.memory, length);
-          queue.push(head, length);
-          if (chain.readableBytes + length < LARGE && ++unseen >= most) {
-            queue.flush();
-            unseen = 0;
-            most = Math.max(PUBLISH, queue.backlog >> 2);
-          }
-        }
-        if (--left === 0) {
-          this.#again.add(queue);
-          queue.flush();
-          return;
-        }
-      }
-      queue.flush();
-      if (queue.comesSoon()) {
-        if (batch < BATCHES) continue;
-        this.#again.add(queue);
+    server.batch();
+    queue.disableKicks();
+    queue.batches++;
+    this.#busyLoop.add(queue);
+    this.#busy = true;
+    let unseen = 0;
+    let most = PUBLISH;
+    for (let left = BATCH; left > 0; left--) {
+      const got = queue.pop();
+      if (got === 0) break;
+      if (got < 0) {
+        queue.flush();
+        this.#backend?.fail(queue, chainErrorText(got));
         return;
       }
-      if (!queue.enableKicks()) return;
+      this.#served++;
+      const head = chain.head;
+      const length = this.#poison !== 0 && queue.number === this.#poison ? server.refuse(chain, EIO) : server.serve(chain);
+      if (length === PENDING) {
+        queue.postpone(head);
+        if (server.pendingJob >= 0) this.#keep(queue, head, server.pendingJob);
+        else this.#events?.placed(queue, head);
+        continue;
+      }
+      if (queue.memory.logging) chain.markDirty(queue.memory, length);
+      queue.push(head, length);
+      if (chain.readableBytes + length < LARGE && ++unseen >= most) {
+        queue.flush();
+        unseen = 0;
+        most = Math.max(PUBLISH, queue.backlog >> 2);
+      }
+    }
+    queue.flush();
+  }
+
+  /** True when a queue was served whose driver sends no kicks since: the loop must not sleep before {@link serveAgain} says so. */
+  get busy(): boolean {
+    return this.#busy;
+  }
+
+  /** Serves what else waits or comes within a moment, in whatever queue; then asks for kicks. Not for so long that others would have to wait. */
+  serveAgain(): void {
+    const busyLoop = this.#busyLoop;
+    const backend = this.#backend;
+    if (backend === undefined) {
+      this.#busy = false;
+      return;
+    }
+    this.#served = 0;
+    busyLoop.looked = 0;
+    while (this.#served < BATCH && busyLoop.looked < LOOKED_NS) {
+      const queue = busyLoop.next();
+      if (queue === undefined) {
+        this.#busy = !busyLoop.enableKicks();
+        return;
+      }
+      if (!backend.serve(queue)) busyLoop.remove(queue);
     }
   }
 
   /** The request with this number is answered with EIO: every process that has served it ended within it. */
   set poison(number: number) {
     this.#poison = number;
-  }
-
-  /** True when {@link serveAgain} has work: the loop must not sleep. */
-  get hasMore(): boolean {
-    return this.#again.size > 0;
-  }
-
-  /** Goes on with the queues whose batch was full. */
-  serveAgain(): void {
-    for (const queue of this.#again) {
-      this.#again.delete(queue);
-      if (queue.running) this.serve(queue);
-    }
   }
 
   #keep(queue: Virtqueue, head: number, job: number): void {
@@ -283,7 +289,7 @@ export class VirtioFsDevice implements VhostUserDevice {
    * gone nobody is waited for: the mapping stays until the last job ends, and their replies go nowhere.
    */
   queueStopping(queue: Virtqueue): void {
-    this.#again.delete(queue);
+    this.#busyLoop.remove(queue);
     this.#events?.stopping(queue);
     this.#server.fs.cancelWaits();
     this.completions();

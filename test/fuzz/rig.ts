@@ -132,7 +132,7 @@ export class Rig {
 
   /** Everything that has come is handled. */
   turn(): void {
-    while (this.loop.turn(0) > 0 || this.device.hasMore) this.device.serveAgain();
+    while (this.loop.turn(0) > 0 || this.device.busy) this.device.serveAgain();
   }
 
   /** Waits for a job on the threads, which must end soon. @returns false when none is out, @throws Finding */

@@ -1,11 +1,15 @@
 /** Split virtqueues: what both sides of a ring see, at every edge, and with a driver that does not keep to the rules. */
 import assert from 'node:assert/strict';
 import { once } from 'node:events';
+import { closeSync, openSync } from 'node:fs';
 import { afterEach, describe, it } from 'node:test';
 import { Worker } from 'node:worker_threads';
 import fc from 'fast-check';
-import { ChainError, DescriptorChain, GuestMemory, VhostUserFrontend, Virtqueue } from 'vhost-user-ts';
+import { BusyLoop, ChainError, DescriptorChain, GuestMemory, VhostUserFrontend, Virtqueue } from 'vhost-user-ts';
+import { arena, arenaAlloc, arenaFree, native, OffloadOp } from 'vhost-user-ts/native';
 import { DescriptorFlag, MockDriver, needEvent, type RawDescriptor } from 'vhost-user-ts/testing';
+import { PENDING } from '../../src/fs/filesystem.js';
+import { Offload } from '../../src/queue/offload.js';
 import { meet, Word } from '../support/litmus.js';
 import { QueueRig, type RigOptions } from '../support/queue-rig.js';
 import { echo } from '../support/vhost-user.js';
@@ -309,27 +313,60 @@ describe('notifications', () => {
     assert.equal(r.driver.kicks, 2);
   });
 
-  for (const eventIdx of [false, true]) {
-    it(`${eventIdx ? 'with' : 'without'} EVENT_IDX only a driver that wants no calls is waited for, and not for long`, () => {
-      const r = rig({ eventIdx });
-      const next = (): boolean => {
-        r.driver.send([r.put('x')]);
-        return r.queue.comesSoon();
-      };
-      r.driver.send([r.put('x')]);
-      r.serve();
-      assert.equal(next(), false, 'it was called: it sleeps');
-      r.driver.wantCalls(false);
-      r.serve();
-      assert.equal(next(), true, 'it looks at the ring itself');
-      r.serve();
-      assert.equal(r.queue.comesSoon(), false, 'nothing came');
-      assert.equal(r.queue.comesSoon(), false, 'nothing came again');
-      const tries = Array.from({ length: 200 }, next);
-      assert.equal(tries.indexOf(true), 63, 'not asked for a while');
-      assert.equal(tries.lastIndexOf(false), 62, 'then always again');
-    });
-  }
+  it('is looked at for a moment before kicks are asked for, unless nothing ever comes', () => {
+    const [a, b] = [rig({ eventIdx: true }), rig({ eventIdx: false })];
+    const loop = new BusyLoop(2);
+    for (const { queue } of [a, b]) {
+      queue.disableKicks();
+      loop.add(queue);
+    }
+    a.driver.send([a.put('x')]);
+    b.driver.send([b.put('x')]);
+    assert.deepEqual([loop.next(), loop.next()], [a.queue, b.queue], 'each in its turn');
+    a.serve();
+    b.serve();
+    assert.equal(loop.looked, 0, 'there was no need to look');
+    assert.equal(loop.next(), undefined);
+    assert.ok(loop.looked >= 50_000, `${loop.looked} ns`);
+    assert.equal(loop.next(), undefined);
+    const twice = loop.looked;
+    assert.ok(twice >= 100_000, `${twice} ns`);
+    for (let i = 0; i < 63; i++) assert.equal(loop.next(), undefined);
+    assert.equal(loop.looked, twice, 'not looked at for a while');
+    assert.equal(loop.next(), undefined);
+    assert.ok(loop.looked > twice, 'and then once more');
+
+    assert.equal(loop.enableKicks(), true);
+    b.queue.disableKicks();
+    b.driver.send([b.put('x')]);
+    assert.equal(b.driver.kicks, 0);
+    assert.equal(loop.enableKicks(), false, 'a chain waits');
+    loop.remove(b.queue);
+    assert.equal(loop.next(), undefined, 'removed');
+    a.driver.send([a.put('x')]);
+    assert.equal(loop.next(), a.queue);
+    loop.free();
+  });
+
+  it('is found changed by another thread while it is looked at', () => {
+    const [table, word, iov] = [arenaAlloc(64), arenaAlloc(16), arenaAlloc(16)];
+    const address = native.arenaAddress() + word;
+    arena.u32[word >> 2] = 0xffff;
+    arena.f64[(table + 8) >> 3] = 0; // skipped
+    arena.f64[(table + 24) >> 3] = address;
+    arena.u32[(table + 32) >> 2] = 0xffff;
+    assert.equal(native.busyLoop(table, 2, 1000), -1);
+    new BigUint64Array(arena.buffer.buffer, iov, 2).set([BigInt(address), 2n]);
+    const zero = openSync('/dev/zero', 'r');
+    const pool = new Offload(1, 1);
+    assert.equal(pool.submit(OffloadOp.read, zero, iov, 1, 0, 2, 0, 0, 0, 0), PENDING);
+    assert.equal(native.busyLoop(table, 2, 60e9), 1);
+    pool.stop();
+    closeSync(zero);
+    arenaFree(table, 64);
+    arenaFree(word, 16);
+    arenaFree(iov, 16);
+  });
 
   it('publishing nothing calls nobody', () => {
     const r = rig({ eventIdx: true });

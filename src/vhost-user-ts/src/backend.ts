@@ -754,15 +754,22 @@ export class VhostUserBackend {
     vring.announced = false;
   }
 
-  /** Lets the device serve the ring if it may be served now. */
-  #run(vring: Vring): void {
-    if (!vring.queue.running || !vring.enabled || vring.failed) return;
+  /** Lets the device serve a queue if it may be served now, and says whether. */
+  serve(queue: Virtqueue): boolean {
+    const vring = this.#byIndex[queue.index];
+    return vring !== undefined && this.#run(vring);
+  }
+
+  /** As {@link serve}. */
+  #run(vring: Vring): boolean {
+    if (!vring.queue.running || !vring.enabled || vring.failed) return false;
     if (!vring.announced) {
       vring.announced = true;
       this.#device.queueStarted?.(vring.queue);
     }
     this.#device.serve(vring.queue);
     if (native.brokenCount() !== this.#brokenSeen) this.#memoryLost();
+    return true;
   }
 
   /** The front end truncated its memory file under us: what the rings say is no longer what the driver wrote. */

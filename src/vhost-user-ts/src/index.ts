@@ -1,5 +1,6 @@
 /** vhost-user for Node.js: see README.md. */
 export * from './backend.js';
+export * from './busyloop.js';
 export * from './chain.js';
 export * from './connection.js';
 export * from './cursor.js';

@@ -243,6 +243,15 @@ export class GuestMemory {
     return undefined;
   }
 
+  /** Where a front-end user address is in this process, or -1. */
+  addressOfUser(userAddress: number): number {
+    for (const region of this.#regions) {
+      const offset = userAddress - region.userAddress;
+      if (offset >= 0 && offset < region.size) return region.address + offset;
+    }
+    return -1;
+  }
+
   /** Guest-physical address of a front-end user address, or -1. */
   userToGuest(userAddress: number): number {
     for (const region of this.#regions) {

@@ -110,6 +110,12 @@ export interface Native {
    * events. Returns the count; a signal handler that ran makes it 0.
    */
   epollWait(epoll: number, out: number, max: number, timeout: number): number;
+  /**
+   * Looks at `count` 16-bit words of shared memory until one is not what is expected, for at most `nanoseconds`. The arena at `table`: u32
+   * nanoseconds that were looked (written), 4 bytes unused, then entries of 16 bytes: f64 address (0: skipped), u32 the expected value.
+   * Returns the entry's index, or -1. For the avail indexes of virtqueues.
+   */
+  busyLoop(table: number, count: number, nanoseconds: number): number;
   /** Makes `signal` write to eventfd `fd` instead of its default action (sigaction(2), in every thread). */
   signalToEventfd(signal: number, fd: number): number;
   /** poll(2) of a single fd. Returns revents, 0 on time-out or when a signal came. Not for the device loop, which has epollWait. */
