@@ -10,7 +10,6 @@
 #include <pthread.h>
 #include <signal.h>
 #include <sys/eventfd.h>
-#include <thread>
 #include <unistd.h>
 
 namespace {
@@ -102,7 +101,7 @@ struct Pool {
   std::condition_variable work;
   std::deque<std::unique_ptr<Job>> queue;
   std::vector<Done> done;
-  std::vector<std::thread> threads;
+  std::vector<pthread_t> threads;
   std::vector<std::unique_ptr<Job>> spare; // job blocks (with their iovec memory) for the next submit
   unsigned maximum = 0, idle = 0, out = 0;
   int event = -1;
@@ -154,7 +153,7 @@ void poolDestroy(Pool *pool) {
     pool->ending = true;
   }
   pool->work.notify_all();
-  for (std::thread &thread : pool->threads) thread.join();
+  for (pthread_t thread : pool->threads) pthread_join(thread, nullptr);
   close(pool->event);
   delete pool;
 }
@@ -172,7 +171,7 @@ int64_t offloadStart(Env &e, uint32_t threads) {
   sigaction(WAKE, &action, nullptr);
   e.pool = new Pool();
   e.pool->event = fd;
-  e.pool->maximum = threads < 1 ? 1 : threads;
+  e.pool->maximum = threads;
   return fd;
 }
 
@@ -183,10 +182,24 @@ int64_t offloadStop(Env &e) {
   return 0;
 }
 
+void *loopOf(void *pool) {
+  static_cast<Pool *>(pool)->loop();
+  return nullptr;
+}
+
+// False when no thread is to be had: no memory, or no more processes are allowed.
+bool addThread(Pool &pool) {
+  pthread_t thread;
+  if (pthread_create(&thread, nullptr, loopOf, &pool) != 0) return false;
+  pool.threads.push_back(thread);
+  return true;
+}
+
 int64_t offloadSubmit(Env &e, uint32_t id, int32_t op, int32_t fd, uint32_t iov, uint32_t count, int64_t skip, int64_t length,
                       int64_t offset, int32_t fd2, int64_t offset2, int32_t flags) {
   Pool *pool = e.pool;
   if (!pool) return -EBADF;
+  if (pool->maximum == 0) return -EAGAIN;
   std::unique_lock<std::mutex> guard(pool->lock);
   if (pool->out >= MAX_OUT) return -EAGAIN;
   std::unique_ptr<Job> job;
@@ -212,11 +225,15 @@ int64_t offloadSubmit(Env &e, uint32_t id, int32_t op, int32_t fd, uint32_t iov,
   // An idle thread may have been woken for an earlier job already: each waiting job needs one of its own.
   bool start = pool->queue.size() > pool->idle && pool->threads.size() < pool->maximum;
   guard.unlock();
-  if (start)
-    pool->threads.emplace_back(&Pool::loop, pool);
-  else
+  if (!start || addThread(*pool)) {
     pool->work.notify_one();
-  return 0;
+    return 0;
+  }
+  if (!pool->threads.empty()) return 0; // it waits a little longer for one of those that there are
+  pool->spare.push_back(std::move(pool->queue.back()));
+  pool->queue.pop_back();
+  pool->out--;
+  return -EAGAIN;
 }
 
 // Ends a job with EINTR: one that waits for a thread at once; one that runs when its system call heeds signals. A signal that comes

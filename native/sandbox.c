@@ -527,6 +527,7 @@ static void hear(struct worker *worker) {
       worker->loaded = true;
       if (worker == &next && now.pid != 0 && !now.stopped) tell(&now, 'Q');
       go_on();
+      if (stopping) kill(worker->pid, stopping); // it heeds it as soon as it serves
       break;
     case 'R':
       if (recv(worker->control, &message.keeper, sizeof(message.keeper), MSG_WAITALL) != sizeof(message.keeper)) break;
@@ -566,6 +567,15 @@ static bool too_many(int status, bool had_begun) {
   return count >= MOST_DEATHS && ended_at - deaths[count % MOST_DEATHS] < DEATHS_WITHIN_S * 1000000000ull;
 }
 
+// Whether it was told to end and something went wrong on the way (no memory is left, say): the first time, another one answers what was
+// under way and ends in order.
+static bool failed_on_its_end(int status) {
+  static bool before;
+  if (before || !WIFSIGNALED(status) || WTERMSIG(status) == SIGKILL || WTERMSIG(status) == stopping) return false;
+  before = true;
+  return true;
+}
+
 static bool was_first_start = true;
 
 // A child has ended. Returns whether we end, too, with its status.
@@ -583,7 +593,7 @@ static bool buried(pid_t pid, int status) {
   bool replacing = pid == next.pid && now.pid != 0;
   if (pid == next.pid) let_go(&next);
   else now.pid = 0;
-  if (stopping) return !replacing;
+  if (stopping && (replacing || !failed_on_its_end(status))) return !replacing;
   if (replacing && !now.stopped) {
     complain("the worker is not replaced: the new one has ended before it served; the old one goes on");
     return false;

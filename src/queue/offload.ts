@@ -32,7 +32,7 @@ export class Offload {
   readonly #reap = arenaAlloc(REAP_MAX * 16);
 
   /**
-   * @param threads how many native threads at most (they start when the first job needs them)
+   * @param threads how many native threads at most (they start when the first job needs them); 0: none, every job is refused
    * @param capacity how many jobs can be out at once (1..65535); one more is answered with -EAGAIN
    */
   constructor(threads: number, capacity = 4096) {
@@ -45,7 +45,7 @@ export class Offload {
 
   /**
    * Starts a job; arguments as in `Native.offloadSubmit`.
-   * @returns PENDING (the number is in {@link lastJob}), or -EAGAIN when too many are out: the caller does the work itself.
+   * @returns PENDING (the number is in {@link lastJob}), or -EAGAIN when too many are out, or there is no thread: the caller does the work itself.
    */
   submit(
     op: number,

@@ -425,6 +425,54 @@ describe('memory', () => {
   });
 });
 
+describe('address space', () => {
+  const limit = (daemon: TestDaemon, bytes: number) => execFileSync('prlimit', ['--pid', String(daemon.inside), `--as=${bytes}:`]);
+  const used = (daemon: TestDaemon) => Number(/^VmSize:\s+(\d+)/m.exec(daemon.proc('status'))?.[1]) * 1024;
+
+  test('no room for a thread: what it would do is done in turn', needsRoot, async () => {
+    await using daemon = await TestDaemon.start([], { wrapper: ['prlimit', `--stack=${8 << 20}`, '--'] });
+    const client = daemon.session();
+    const { entry, open } = client.create(1, 'file', O_RDWR);
+    const { inside, threads } = daemon;
+    limit(daemon, used(daemon) + (4 << 20)); // less than a stack
+    for (let i = 0; i < 5; i++) client.fsync(entry.nodeid, open.fh);
+    assert.deepEqual([daemon.inside, daemon.threads], [inside, threads]);
+    limit(daemon, used(daemon) + (1 << 30));
+    client.fsync(entry.nodeid, open.fh);
+    assert.equal(daemon.threads, threads + 1);
+  });
+
+  test('none at all: SIGTERM is heeded in order, whether memory lasts until the end or not', needsRoot, async () => {
+    for (const files of [100, 1000]) {
+      const daemon = await TestDaemon.start();
+      const client = daemon.session();
+      for (let i = 0; i < files; i++) client.create(1, `f${i}`, O_RDWR);
+      limit(daemon, 4096);
+      assert.deepEqual(await daemon.stop(), { status: 0, signal: null }, daemon.log);
+      assert.ok(!fs.existsSync(daemon.socket));
+      daemon.close(client);
+      fs.rmSync(daemon.folder, { recursive: true });
+    }
+  });
+
+  test('a worker that fails after it was told to end: the next one answers what was under way, and ends in order', async () => {
+    await using daemon = await TestDaemon.start();
+    const client = daemon.session();
+    const { inside } = daemon;
+    process.kill(inside, 'SIGSTOP');
+    const pending = Array.from({ length: 20 }, () => client.submit(Opcode.GETATTR, 1, [Buffer.alloc(16)], 128));
+    daemon.process.kill('SIGTERM');
+    // It waits to be taken, or its handler is to run next.
+    const told = () => /^(ShdPnd|SigPnd|SigBlk):\s+\d+4000$/m.test(daemon.proc('status'));
+    await daemon.until(told);
+    process.kill(inside, 'SIGABRT');
+    process.kill(inside, 'SIGCONT');
+    assert.deepEqual(await daemon.ended, { status: 0, signal: null });
+    for (const one of pending) assert.equal(client.wait(one).error, 0);
+    assert.match(daemon.log, /the worker before this one was ended by signal 6[^]*ending on signal/);
+  });
+});
+
 describe('time', () => {
   test('stopped for a while: what waited is served afterwards', async () => {
     await using daemon = await TestDaemon.start();

@@ -12,6 +12,7 @@ import { AttrFlag, InitFlag, InitFlag2, OpenOutFlag, WriteFlag } from '../../src
 import { OPTIONS } from '../../src/options.js';
 import { needsRoot, root, runDaemon, TestDaemon } from '../support/daemon.js';
 import { errnoOf, type FuseClient, LINUX_INIT_FLAGS, LINUX_INIT_FLAGS2, securityContextExtension } from '../support/fuse-client.js';
+import { submitFsync } from '../support/hostile.js';
 
 const { EROFS, ENOSYS, ENODATA, EOPNOTSUPP, EPROTO, EPERM, EINVAL, ENOENT } = constants.errno;
 const { O_RDONLY, O_WRONLY, O_RDWR, O_TRUNC, O_NOATIME, O_DIRECT, O_CREAT } = fs.constants;
@@ -537,10 +538,16 @@ describe('running', () => {
       const before = daemon.threads;
       const nodeid = file(daemon, client);
       const { fh } = client.open(nodeid, O_RDWR);
-      const body = Buffer.alloc(16);
-      body.writeBigUInt64LE(BigInt(fh));
-      const pending = Array.from({ length: 20 }, () => client.submit(20, nodeid, [body], 0)); // FSYNC
+      const pending = Array.from({ length: 20 }, () => submitFsync(client, nodeid, fh));
       for (const one of pending) assert.equal(client.wait(one).error, 0);
+      // Whatever can be a job.
+      const other = client.create(1, 'other', O_RDWR);
+      assert.equal(client.write(nodeid, fh, 0, Buffer.alloc(300_000, 1)), 300_000);
+      client.fsync(nodeid, fh);
+      spawnSync('dd', ['if=/dev/null', `of=${join(daemon.share, 'file')}`, 'oflag=nocache', 'conv=notrunc', 'status=none']);
+      assert.equal(client.read(nodeid, fh, 0, 100_000).length, 100_000);
+      client.fallocate(nodeid, fh, 0, 400_000);
+      assert.equal(client.copyFileRange({ nodeid, fh, offset: 0 }, { nodeid: other.entry.nodeid, fh: other.open.fh, offset: 0 }, 100_000), 100_000);
       const started = daemon.threads - before;
       assert.ok(started <= most && (most === 0 || started > 0), `${started} threads with --thread-pool-size=${size}`);
     }

@@ -231,13 +231,13 @@ export interface Native {
   setCapability(cap: number, on: number): number;
 
   // --- blocking work off the device thread (offload.cc) ---
-  /** Starts at most `threads` native threads (on demand) and returns the eventfd that completions are announced on. */
+  /** Starts at most `threads` native threads (on demand; 0: there are none, and no job is taken) and returns the eventfd that completions are announced on. */
   offloadStart(threads: number): number;
   /** Waits for what is under way, ends the threads and closes the eventfd. */
   offloadStop(): number;
   /**
    * Queues one job; `job` (0..65535) comes back with its result. Iovecs are copied. Operations and their arguments:
-   * see {@link OffloadOp}. Returns 0, or -EAGAIN when 65536 jobs are out already.
+   * see {@link OffloadOp}. Returns 0, or -EAGAIN when 65536 jobs are out already, or no thread is to be had.
    */
   offloadSubmit(
     job: number,
