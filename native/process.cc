@@ -38,6 +38,23 @@ int64_t openFilesLimit(Env &) {
   return r.rlim_cur == RLIM_INFINITY ? 1ll << 53 : static_cast<int64_t>(r.rlim_cur);
 }
 
+// RLIM_INFINITY as -1.
+double limitOf(rlim_t value) { return value == RLIM_INFINITY ? -1 : static_cast<double>(value); }
+rlim_t limitFrom(int64_t value) { return value < 0 ? RLIM_INFINITY : static_cast<rlim_t>(value); }
+
+int64_t fileSizeLimit(Env &e, uint32_t out) {
+  rlimit r;
+  if (getrlimit(RLIMIT_FSIZE, &r) < 0) return -errno;
+  e.at<double>(out)[0] = limitOf(r.rlim_cur);
+  e.at<double>(out)[1] = limitOf(r.rlim_max);
+  return 0;
+}
+
+int64_t setFileSizeLimit(Env &, int64_t soft, int64_t hard) {
+  rlimit r = {limitFrom(soft), limitFrom(hard)};
+  return sys(setrlimit(RLIMIT_FSIZE, &r));
+}
+
 int64_t groupId(Env &e, uint32_t name) {
   char buffer[65536];
   group entry, *found = nullptr;
@@ -148,6 +165,8 @@ void initProcess(napi_env env, napi_value exports, Env *data) {
   add<&exitNow>(env, exports, data, "exitNow");
   add<&setOpenFilesLimit>(env, exports, data, "setOpenFilesLimit");
   add<&openFilesLimit>(env, exports, data, "openFilesLimit");
+  add<&fileSizeLimit>(env, exports, data, "fileSizeLimit");
+  add<&setFileSizeLimit>(env, exports, data, "setFileSizeLimit");
   add<&groupId>(env, exports, data, "groupId");
   add<&changeOwner>(env, exports, data, "lchown");
   add<&setInheritable>(env, exports, data, "setInheritable");

@@ -17,7 +17,7 @@ import { openPassthrough, type PassthroughFs } from './fs/passthrough.js';
 import { Opcode } from './fuse/abi.js';
 import { OPCODES, operationOf } from './fuse/opcodes.js';
 import { describe, FuseServer, type RequestMetrics, type ServerHooks } from './fuse/server.js';
-import { setOpenFilesLimit } from './limits.js';
+import { liftFileSizeLimit, restoreFileSizeLimit, setOpenFilesLimit } from './limits.js';
 import type { ListeningSocket } from './listen.js';
 import { log } from './log.js';
 import { HotMetrics, Slot } from './metrics/hot.js';
@@ -109,7 +109,9 @@ export class Daemon {
     if (sandbox === undefined) setOpenFilesLimit(config.rlimitNofile);
     native.umask(0); // modes come from the guest as they are to be
     this.#offload = new Offload(config.threadPoolSize ?? DEFAULT_OFFLOAD_THREADS);
+    const fileSize = sandbox === undefined ? liftFileSizeLimit() : sandbox.fileSize;
     this.#fs = openShare(config, sandbox?.root ?? config.sharedDir, this.#offload, worker);
+    restoreFileSizeLimit(fileSize);
     const hooks: ServerHooks = { jobs: this.#offload, warn: (line) => log.limited('warn', 'session', line) };
     this.#events = this.#openEvents();
     if (this.#events !== undefined) hooks.events = this.#events;

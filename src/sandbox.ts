@@ -13,7 +13,7 @@ import { arena, arenaAlloc, arenaString, cString, native } from 'vhost-user-ts/n
 import { type Capability, capabilityMask, capabilitySet } from './capabilities.js';
 import type { Config } from './config.js';
 import { type IdRange, insideOf, mapText, ownMap, subordinateIds } from './idranges.js';
-import { setOpenFilesLimit } from './limits.js';
+import { type FileSizeLimit, liftFileSizeLimit, setOpenFilesLimit } from './limits.js';
 import { listenForMetrics } from './listen.js';
 import type { Started } from './start.js';
 import { StartError } from './starterror.js';
@@ -39,6 +39,8 @@ export interface Handover {
   /** Memfds that outlive a worker: the share's stores, the session. */
   readonly state: number;
   readonly session: number;
+  /** The limit of file sizes, if there is one. */
+  readonly fileSize?: FileSizeLimit;
 }
 
 /** Name of the environment variable with the memfd's number. */
@@ -54,9 +56,10 @@ export function launch(config: Config, started: Started): never {
   if (!existsSync(LAUNCHER))
     throw new StartError(`${LAUNCHER} is missing: install the program as a whole, or use --sandbox=none --seccomp=none`);
   setOpenFilesLimit(config.rlimitNofile);
+  const fileSize = liftFileSizeLimit();
   const { flags, handover } = prepare(config, started.socket, started);
   const memfd = must(native.memfdCreate(cString('handover'), 0), 'memfd_create');
-  writeSync(memfd, JSON.stringify(handover), 0);
+  writeSync(memfd, JSON.stringify(fileSize === undefined ? handover : ({ ...handover, fileSize } satisfies Handover)), 0);
   inheritAll();
   native.setInheritable(started.end, 1);
   const environment: NodeJS.ProcessEnv = { ...process.env, [VARIABLE]: String(memfd) };

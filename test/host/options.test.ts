@@ -547,7 +547,10 @@ describe('running', () => {
       spawnSync('dd', ['if=/dev/null', `of=${join(daemon.share, 'file')}`, 'oflag=nocache', 'conv=notrunc', 'status=none']);
       assert.equal(client.read(nodeid, fh, 0, 100_000).length, 100_000);
       client.fallocate(nodeid, fh, 0, 400_000);
-      assert.equal(client.copyFileRange({ nodeid, fh, offset: 0 }, { nodeid: other.entry.nodeid, fh: other.open.fh, offset: 0 }, 100_000), 100_000);
+      assert.equal(
+        client.copyFileRange({ nodeid, fh, offset: 0 }, { nodeid: other.entry.nodeid, fh: other.open.fh, offset: 0 }, 100_000),
+        100_000,
+      );
       const started = daemon.threads - before;
       assert.ok(started <= most && (most === 0 || started > 0), `${started} threads with --thread-pool-size=${size}`);
     }

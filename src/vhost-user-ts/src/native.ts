@@ -282,6 +282,9 @@ export interface Native {
   setOpenFilesLimit(limit: number): number;
   /** Soft limit of RLIMIT_NOFILE. */
   openFilesLimit(): number;
+  /** RLIMIT_FSIZE: soft and hard limit, as two f64 at arena offset `out`; -1: none. */
+  fileSizeLimit(out: number): number;
+  setFileSizeLimit(soft: number, hard: number): number;
   /** Group id of a group name (getgrnam_r), or -ENOENT. */
   groupId(name: number): number;
   /** chown of a path without following a final symlink, for --socket-group. */
