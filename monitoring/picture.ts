@@ -1,90 +1,98 @@
-/** The dashboard as SVG, for readers without a Grafana: each panel's queries as lines over time. */
+/**
+ * The picture in README.md (`make monitoring-picture`): a guest at work on a share, edits on the host, Debian's Prometheus that scrapes
+ * the daemon, and the dashboard as Grafana's components draw it in Chromium (grafana/page.tsx).
+ *
+ *     node picture.js FOLDER FILE     FOLDER: page.js and page.css; FILE: the PNG
+ */
+import { execFileSync, spawn } from 'node:child_process';
+import { mkdtempSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
+import { type AddressInfo, createServer } from 'node:net';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { repository } from '../qemu/guest/daemon.js';
+import { bootGuest, startDaemon } from '../qemu/guest.js';
 
-export interface Line {
-  readonly name: string;
-  /** [seconds, value]; NaN where there is none. */
-  readonly points: readonly (readonly [number, number])[];
+const SECONDS = 180;
+const SCRAPE = 1;
+
+/** What a developer's guest does, again and again. */
+const WORK = `cd /mnt
+while :; do
+  git clone -q repository copy && find copy -type f -exec cat {} + >/dev/null; ls -lR copy >/dev/null
+  git -C copy status >/dev/null; rmdir repository 2>/dev/null; rm -rf copy; sleep 4
+  dd if=/dev/zero of=large bs=128k count=300 conv=fsync 2>/dev/null; sync; cat large >/dev/null; rm large; sleep 6
+done`;
+
+/** A TCP port that nobody listens at. */
+async function freePort(): Promise<number> {
+  const server = createServer().listen(0, '127.0.0.1');
+  await new Promise((done) => server.once('listening', done));
+  const { port } = server.address() as AddressInfo;
+  await new Promise((done) => server.close(done));
+  return port;
 }
 
-export interface Plot {
-  readonly title: string;
-  /** As Grafana names it: s, Bps, … */
-  readonly unit: string;
-  readonly lines: readonly Line[];
-}
-
-const COLUMNS = 2;
-const WIDTH = 560;
-const HEIGHT = 190;
-const LEFT = 62;
-const TOP = 26;
-const BOTTOM = 46;
-const COLOURS = ['#73bf69', '#f2cc0c', '#5794f2', '#ff780a', '#f2495c', '#b877d9', '#37872d', '#8ab8ff', '#c4162a', '#fade2a'];
-/** Names that fit below a panel. */
-const NAMES = 8;
-
-/** All panels, in two columns. */
-export function picture(plots: readonly Plot[]): string {
-  const width = COLUMNS * WIDTH;
-  const height = Math.ceil(plots.length / COLUMNS) * HEIGHT;
-  const panels = plots.map(
-    (plot, i) => `<g transform="translate(${(i % COLUMNS) * WIDTH} ${Math.floor(i / COLUMNS) * HEIGHT})">${panel(plot)}</g>`,
-  );
-  return `<svg xmlns="http://www.w3.org/2000/svg" width="${width}" height="${height}" viewBox="0 0 ${width} ${height}" font-family="sans-serif" font-size="10" fill="#ccccdc">
-<rect width="100%" height="100%" fill="#111217"/>
-${panels.join('\n')}
-</svg>
-`;
-}
-
-function panel({ title, unit, lines }: Plot): string {
-  const points = lines.flatMap((line) => line.points).filter(([, value]) => Number.isFinite(value));
-  const [from, to] = [Math.min(...points.map(([time]) => time)), Math.max(...points.map(([time]) => time))];
-  const most = Math.max(...points.map(([, value]) => value)) || 1;
-  const x = (time: number) => LEFT + ((time - from) / (to - from || 1)) * (WIDTH - LEFT - 16);
-  const y = (value: number) => HEIGHT - BOTTOM - (value / most) * (HEIGHT - TOP - BOTTOM);
-  const parts = [
-    `<rect x="4" y="4" width="${WIDTH - 8}" height="${HEIGHT - 8}" fill="#181b1f" stroke="#2c3235"/>`,
-    `<text x="12" y="18" font-size="12" font-weight="600">${escaped(title)}</text>`,
-  ];
-  for (const part of [0, 0.5, 1]) {
-    const at = y(most * part).toFixed(1);
-    parts.push(`<path d="M${LEFT} ${at}H${WIDTH - 16}" stroke="#2c3235"/>`);
-    parts.push(`<text x="${LEFT - 5}" y="${Number(at) + 3}" text-anchor="end">${escaped(amount(most * part, unit))}</text>`);
+/** Edits on the host: some at a time, more and less often. */
+async function edit(share: string, signal: AbortSignal): Promise<void> {
+  for (let i = 0; !signal.aborted; i++) {
+    const path = join(share, 'repository', `edited${i % 20}`);
+    writeFileSync(`${path}.new`, `${i}`);
+    renameSync(`${path}.new`, path);
+    await sleep(40 + 160 * Math.abs(Math.sin(i / 150)));
   }
-  // Those with the most to show first.
-  const peak = (line: Line) => Math.max(0, ...line.points.map(([, value]) => (Number.isFinite(value) ? value : 0)));
-  [...lines]
-    .sort((a, b) => peak(b) - peak(a))
-    .forEach((line, i) => {
-      const colour = COLOURS[i % COLOURS.length];
-      let pen = 'M';
-      let path = '';
-      for (const [time, value] of line.points) {
-        if (!Number.isFinite(value)) {
-          pen = 'M';
-          continue;
-        }
-        path += `${pen}${x(time).toFixed(0)} ${y(value).toFixed(1)}`;
-        pen = 'L';
-      }
-      parts.push(`<path d="${path}" fill="none" stroke="${colour}" stroke-width="1.2"/>`);
-      if (i >= NAMES) return;
-      const [column, row] = [i % 4, Math.floor(i / 4)];
-      const at = [14 + column * 135, HEIGHT - 26 + row * 13] as const;
-      parts.push(`<rect x="${at[0]}" y="${at[1] - 7}" width="9" height="3" fill="${colour}"/>`);
-      parts.push(`<text x="${at[0] + 13}" y="${at[1]}">${escaped(line.name)}</text>`);
-    });
-  return parts.join('');
 }
 
-function amount(value: number, unit: string): string {
-  const [scale, suffix] = unit === 's' && value < 1 ? (value < 1e-3 ? [1e6, ' µs'] : [1e3, ' ms']) : [1, unit === 's' ? ' s' : ''];
-  const scaled = value * scale;
-  const [short, letter] = scaled >= 1e6 ? [scaled / 1e6, ' M'] : scaled >= 1e4 ? [scaled / 1e3, ' k'] : [scaled, ''];
-  return `${short.toFixed(short < 10 && short > 0 ? 2 : 0)}${letter}${suffix}${unit === 'Bps' ? 'B/s' : unit === 'bytes' ? 'B' : ''}`;
+/** Chromium without a window; `args` say what it does with the page. */
+function chromium(url: string, ...args: string[]): string {
+  const always = ['--headless', '--no-sandbox', '--disable-gpu', '--hide-scrollbars', '--virtual-time-budget=20000'];
+  return execFileSync('chromium', [...always, ...args, url], {
+    encoding: 'utf8',
+    stdio: ['ignore', 'pipe', 'pipe'],
+    timeout: 120_000,
+    maxBuffer: 1e8,
+  });
 }
 
-function escaped(text: string): string {
-  return text.replaceAll('&', '&amp;').replaceAll('<', '&lt;');
+const [pages, file] = process.argv.slice(2) as [string, string];
+const folder = mkdtempSync(join(tmpdir(), 'picture-'));
+const share = join(folder, 'share');
+const [metrics, web] = [await freePort(), await freePort()];
+execFileSync('git', ['clone', '-q', '--no-hardlinks', repository, join(share, 'repository')], { stdio: 'inherit' });
+const paths = execFileSync(join(repository, 'qemu/setup.sh'), ['prometheus'], { encoding: 'utf8', stdio: ['ignore', 'pipe', 'inherit'] });
+const config = readFileSync(join(repository, 'monitoring/prometheus.yml'), 'utf8')
+  .replace('[alerts.yml]', `[${join(repository, 'monitoring/alerts.yml')}]`)
+  .replace('localhost:9808', `127.0.0.1:${metrics}`);
+writeFileSync(join(folder, 'prometheus.yml'), `global: { scrape_interval: ${SCRAPE}s }\n${config}`);
+const daemon = await startDaemon({ shareDir: share, tag: 'myfs', options: ['--cache=notify', `--metrics=127.0.0.1:${metrics}`] });
+const prometheus = spawn(
+  /^prometheus=(.*)$/m.exec(paths)?.[1] as string,
+  [`--config.file=${folder}/prometheus.yml`, `--storage.tsdb.path=${folder}/data`, `--web.listen-address=127.0.0.1:${web}`],
+  { stdio: 'ignore' },
+);
+try {
+  const guest = await bootGuest({ kind: 'uml', kernel: '6.12', hostRoot: true, shares: [{ socket: daemon }] });
+  const stop = new AbortController();
+  const watcher = guest.spawn('exec inotifywait -m -r /mnt/repository >/dev/null');
+  const work = guest.spawn(WORK);
+  const edits = edit(share, stop.signal);
+  await sleep(SECONDS * 1000);
+  const to = Math.floor(Date.now() / 1000);
+  const query = `prometheus=http://127.0.0.1:${web}&from=${to - SECONDS + 10}&to=${to}&scrape=${SCRAPE}`;
+  stop.abort();
+  await edits;
+  work.kill();
+  watcher.kill();
+  await guest.poweroff();
+  const url = `file://${pages}/page.html?${query}`;
+  const dom = chromium(url, '--dump-dom', '--window-size=1200,2000');
+  const said = /data-problems="([^"]*)"/.exec(dom)?.[1]?.replaceAll('&quot;', '"');
+  if (said !== '[]') throw new Error(`the page says ${said ?? 'nothing'}`);
+  const height = /data-height="(\d+)"/.exec(dom)?.[1];
+  chromium(url, `--screenshot=${file}`, `--window-size=1200,${height}`);
+} finally {
+  prometheus.kill();
+  await new Promise((done) => prometheus.once('exit', done));
+  await daemon.stop();
+  rmSync(folder, { recursive: true, force: true });
 }

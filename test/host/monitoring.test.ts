@@ -1,6 +1,6 @@
 /** monitoring/ in Debian's Prometheus, which scrapes a daemon at work: the alerts, and data for each query of the dashboard. */
 import assert from 'node:assert/strict';
-import { type ChildProcess, execFileSync, spawn } from 'node:child_process';
+import { type ChildProcess, execFileSync, spawn, spawnSync } from 'node:child_process';
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { type AddressInfo, createServer } from 'node:net';
 import { tmpdir } from 'node:os';
@@ -8,7 +8,6 @@ import { join } from 'node:path';
 import { after, before, test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { Feature, features } from 'vhost-user-ts';
-import { picture } from '../../monitoring/picture.js';
 import { repository } from '../../qemu/guest/daemon.js';
 import { InitFlag2 } from '../../src/fuse/abi.js';
 import { FS_CREATE } from '../../src/watch/mask.js';
@@ -38,6 +37,33 @@ test('promtool: rules and configuration are right, each alert comes and only whe
   for (const [, name] of rules.matchAll(/- alert: (\w+)/g)) assert.match(tests, new RegExp(`- alertname: ${name}\\n`), name);
 });
 
+/** What TypeScript says about a dashboard by Grafana's types. */
+function complaints(dashboard: string): string {
+  const file = join(folder, 'dashboard.ts');
+  const type = `import type { CheckedDashboard } from '${join(MONITORING, 'schema.ts')}';`;
+  writeFileSync(file, `${type}\nexport const dashboard: CheckedDashboard = ${dashboard};\n`);
+  const options = ['--ignoreConfig', '--noEmit', '--strict', '--skipLibCheck', '--module', 'nodenext', '--allowImportingTsExtensions'];
+  const compiler = join(repository, 'node_modules/typescript/bin/tsc');
+  return spawnSync(process.execPath, [compiler, ...options, '--types', '', file], { encoding: 'utf8' }).stdout;
+}
+
+test("the dashboard is right by Grafana's types", () => {
+  const dashboard = readFileSync(join(MONITORING, 'dashboard.json'), 'utf8');
+  assert.equal(complaints(dashboard), '');
+  for (const [right, wrong, says] of [
+    ['"lineWidth"', '"linewidth"', /"linewidth"' does not exist/],
+    ['"drawStyle": "line"', '"drawStyle": "curve"', /"curve"/],
+    ['"fillOpacity": 10', '"fillOpacity": "10"', /'string' is not assignable to type 'number'/],
+    ['"placement": "bottom"', '"placement": "left"', /"left"/],
+    ['"gridPos"', '"gridpos"', /"gridpos"' does not exist/],
+    ['"refresh": 2', '"refresh": 7', /7/],
+    ['"type": "timeseries"', '"type": "graph"', /"graph"/],
+  ] as const) {
+    assert.ok(dashboard.includes(right), right);
+    assert.match(complaints(dashboard.replace(right, wrong)), says);
+  }
+});
+
 /** A TCP port that nobody listens at. */
 async function freePort(): Promise<number> {
   const server = createServer().listen(0, '127.0.0.1');
@@ -47,9 +73,7 @@ async function freePort(): Promise<number> {
   return port;
 }
 
-/** PICTURE=FILE: a longer run, of which a picture is drawn (make monitoring-picture). */
-const PICTURE = process.env['PICTURE'];
-const SECONDS = PICTURE === undefined ? 12 : 90;
+const SECONDS = 12;
 
 interface Panel {
   title: string;
@@ -60,11 +84,6 @@ interface Panel {
 interface Result {
   metric: Record<string, string>;
   value: [number, string];
-}
-
-/** `{{opcode}} {{errno}}` with the labels of a result. */
-function legend(format: string, metric: Record<string, string>): string {
-  return format.replace(/\{\{(\w+)\}\}/g, (_, label) => metric[label] ?? '');
 }
 
 test('each query of the dashboard has data about a daemon at work; the alerts are loaded', { timeout: 240_000 }, async () => {
@@ -126,23 +145,6 @@ test('each query of the dashboard has data about a daemon at work; the alerts ar
           for (const [, label] of legendFormat.matchAll(/\{\{(\w+)\}\}/g)) assert.ok(metric[label as string], `${title}: ${legendFormat}`);
         }
       }
-    }
-    if (PICTURE !== undefined) {
-      const to = Date.now() / 1000;
-      const plots = panels.map(async ({ title, targets, fieldConfig }) => {
-        const lines = targets.map(async ({ expr, legendFormat }) => {
-          const text = encodeURIComponent(expr.replaceAll('$instance', '.*').replaceAll('$__rate_interval', '5s'));
-          const { result } = await api<{ result: { metric: Record<string, string>; values: [number, string][] }[] }>(
-            `query_range?query=${text}&start=${to - SECONDS}&end=${to}&step=1`,
-          );
-          return result.map(({ metric, values }) => ({
-            name: legend(legendFormat, metric),
-            points: values.map(([time, value]) => [time, Number(value)] as const),
-          }));
-        });
-        return { title, unit: fieldConfig.defaults.unit, lines: (await Promise.all(lines)).flat() };
-      });
-      writeFileSync(PICTURE, picture(await Promise.all(plots)));
     }
     const [created] = await query('sum(rate(virtiofsd_requests_total{opcode="CREATE"}[5s]))');
     assert.ok(Number(created?.value[1]) > 0);
