@@ -172,10 +172,15 @@ test-migration: all
 	$(call need,fio,fio,to write and verify files in guests)
 	$(NODE_TEST) build/js/test/long/migration.test.js
 
+# A guest for arm64, in QEMU's translator, with the agent for arm64.
+.PHONY: test-arm64
+test-arm64: all agent-arm64
+	@qemu/guest/kernel/stock.sh 6.1-arm64 >/dev/null
+	$(NODE_TEST) build/js/test/long/arm64.test.js
+
 # What takes too long for every run.
 .PHONY: test-long
-test-long: test-notification-queue test-hostile-long test-restart-long test-migration test-dkms
-	@$(MAKE) --no-print-directory agent-arm64
+test-long: test-notification-queue test-hostile-long test-restart-long test-migration test-dkms test-arm64
 	AGENT_ROUNDS=150000 $(NODE_TEST) build/js/test/host/agent-failclosed.test.js
 	@$(MAKE) --no-print-directory test-libvirt DOMAINS='notification-queue generic-device'
 

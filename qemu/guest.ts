@@ -63,6 +63,8 @@ export interface Kernel {
   modulesDir?: string;
   /** .ko files that take the place of stock modules. */
   modules?: string[];
+  /** It is one for arm64 (QEMU): the guest's busybox, static. */
+  arm64Busybox?: string;
 }
 
 export interface GuestOptions {
@@ -70,7 +72,8 @@ export interface GuestOptions {
   /**
    * `debian` (default): Debian 12's stock kernel. For QEMU it is the cloud kernel with the modules that guest/kernel builds for it,
    * which bring the host's file events; `debian-plain` leaves them out. For User Mode Linux it is the prebuilt one, without events; what
-   * guest/kernel builds has them: `6.12`, `7.2`, with a variant `6.12-plain`, `7.2-core`. Else the path of an image.
+   * guest/kernel builds has them: `6.12`, `7.2`, with a variant `6.12-plain`, `7.2-core`. `debian-5.10`: Debian 11's; `debian-arm64`:
+   * Debian 12's for arm64, in QEMU's translator; both without events. Else the path of an image.
    */
   kernel?: string | Kernel;
   shares?: Share[];
@@ -165,6 +168,7 @@ export function prepareBoot(options: GuestOptions, folder: string): { kernel: Ke
       sources: path.join(repository, 'qemu/guest'),
       cache: path.join(cacheFolder, 'guest'),
       busybox: supplies['busybox'] as string,
+      arm64Busybox: kernel.arm64Busybox,
       modulesDir: kernel.modulesDir,
       modules: [
         ...(options.kind === 'qemu' ? ['virtio_pci', 'virtio_console'] : []),
@@ -391,11 +395,13 @@ export class Guest {
   }
 }
 
-/** Runs setup.sh; returns the paths that it names. */
-function setUp(kind: GuestOptions['kind']): Record<string, string> {
-  const script = path.join(repository, 'qemu/setup.sh');
-  const { status, stdout } = spawnSync(script, [kind], { encoding: 'utf8', stdio: ['ignore', 'pipe', 'inherit'] });
-  if (status !== 0) throw new GuestError(`the set-up of the ${kind} guest failed`);
+/** Runs setup.sh or guest/kernel/stock.sh; returns the paths that it names. */
+function setUp(what: string, script = 'setup.sh'): Record<string, string> {
+  const { status, stdout } = spawnSync(path.join(repository, 'qemu', script), [what], {
+    encoding: 'utf8',
+    stdio: ['ignore', 'pipe', 'inherit'],
+  });
+  if (status !== 0) throw new GuestError(`the set-up of the ${what} guest failed`);
   return Object.fromEntries(
     stdout
       .trim()
@@ -409,6 +415,11 @@ function findKernel({ kind, kernel = 'debian' }: GuestOptions, supplies: Record<
   if (kernel === 'debian' || kernel === 'debian-plain') {
     const stock = { image: supplies['kernel'] as string, modulesDir: supplies['modules'] as string };
     return kind === 'qemu' && kernel === 'debian' ? { ...stock, modules: buildModules(stock.modulesDir) } : stock;
+  }
+  if (kernel === 'debian-5.10' || (kernel === 'debian-arm64' && kind === 'qemu')) {
+    const what = kernel === 'debian-arm64' ? '6.1-arm64' : kind === 'uml' ? '5.10-uml' : '5.10-cloud';
+    const { kernel: image, modules, busybox } = setUp(what, 'guest/kernel/stock.sh') as Record<'kernel' | 'modules' | 'busybox', string>;
+    return { image, modulesDir: modules, ...(kernel === 'debian-arm64' ? { arm64Busybox: busybox } : {}) };
   }
   const built = /^(\d+\.\d+)(?:-(\w+))?$/.exec(kernel);
   if (built && kind === 'uml') {
@@ -463,17 +474,20 @@ function genericDevice({ queues = 1 }: Share): string {
 
 /** File descriptors 3 and 4 are the agent's channel and the monitor. */
 function startQemu(options: GuestOptions, machine: Machine, onLine: ChildOptions['onLine']): Child {
-  const qemu = options.qemu ?? (process.env['QEMU'] || 'qemu-system-x86_64');
+  const arm64 = machine.kernel.arm64Busybox !== undefined;
+  const qemu = options.qemu ?? (arm64 ? 'qemu-system-aarch64' : process.env['QEMU'] || 'qemu-system-x86_64');
+  const accel = options.accel ?? (arm64 ? 'tcg' : process.env['ACCEL'] || bestAccelerator(qemu));
   const memory = options.memoryMiB ?? 512;
   const shares = [...(options.shares ?? [])];
   if (machine.rootDaemon) shares.push({ socket: machine.rootDaemon, tag: HOST_ROOT_TAG });
   const args = [
     ['-nodefaults', '-no-user-config', '-display', 'none', '-serial', 'stdio'],
-    ['-machine', 'q35,memory-backend=mem', '-accel', options.accel ?? (process.env['ACCEL'] || bestAccelerator(qemu))],
-    ['-cpu', 'max', '-smp', String(options.cpus ?? 1), '-m', `${memory}M`],
+    ['-machine', `${arm64 ? 'virt' : 'q35'},memory-backend=mem`, '-accel', accel],
+    // Signed pointers cost much in the translator.
+    ['-cpu', arm64 ? 'max,pauth-impdef=on' : 'max', '-smp', String(options.cpus ?? 1), '-m', `${memory}M`],
     ['-object', `memory-backend-memfd,id=mem,size=${memory}M,share=on`],
     ['-kernel', machine.kernel.image, '-initrd', machine.initrd],
-    ['-append', ['console=ttyS0', ...kernelArguments(options, machine, '/dev/vport*p*')].join(' ')],
+    ['-append', [`console=${arm64 ? 'ttyAMA0' : 'ttyS0'}`, ...kernelArguments(options, machine, '/dev/vport*p*')].join(' ')],
     ['-device', 'virtio-serial-pci', '-chardev', 'socket,id=agent,fd=3', '-device', 'virtserialport,chardev=agent'],
     ['-chardev', 'socket,id=monitor,fd=4', '-mon', 'chardev=monitor,mode=control'],
     ...shares.map((share, index) => [

@@ -26,8 +26,9 @@ Runs a command in a guest (joined with spaces, by the guest's shell), or a shell
 Each option can also be given as the variable in brackets.
   --share DIR     the directory to be seen at /mnt; by default one made for it [SHARE]
   --guest KIND    qemu or uml; qemu by default [GUEST]
-  --kernel K      the path of an image, or for qemu: debian (default; it has file events), debian-plain (it has none);
-                  for uml: 6.12 (default), 7.2, 6.12-plain..., debian (ready-made, without file events) [KERNEL]
+  --kernel K      the path of an image, or for qemu: debian (default; it has file events), debian-plain (it has none),
+                  debian-5.10 and debian-arm64 (neither have they);
+                  for uml: 6.12 (default), 7.2, 6.12-plain..., debian and debian-5.10 (ready-made, without file events) [KERNEL]
   --events HOW    1: what happens to files below /mnt, on the host or in the guest, is a line on stderr beside the command;
                   only: a line on stdout, and no command [EVENTS]
   --modules LIST  .ko files or names of modules to load besides, or instead of stock ones of that name [MODULES]

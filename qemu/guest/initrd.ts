@@ -15,6 +15,8 @@ export interface InitrdOptions {
   cache: string;
   /** A static busybox. */
   busybox: string;
+  /** The guest is arm64, and this its busybox, of the same version. inotifywait is the host's and left out. */
+  arm64Busybox?: string | undefined;
   /** `lib/modules/VERSION` of the kernel; without it everything is taken to be built in. */
   modulesDir?: string | undefined;
   /**
@@ -45,8 +47,8 @@ export function buildInitrd(options: InitrdOptions): Buffer {
   // The first program's stdout, before /dev is mounted.
   entries.set('dev/console', { mode: 0o20600, device: [5, 1] });
   file('init', readFileSync(path.join(options.sources, 'init')));
-  file('bin/agent', readFileSync(compileAgent(path.join(options.sources, 'agent.c'), options.cache)));
-  file('bin/busybox', readFileSync(options.busybox));
+  file('bin/agent', readFileSync(compileAgent(path.join(options.sources, 'agent.c'), options.cache, options.arm64Busybox !== undefined)));
+  file('bin/busybox', readFileSync(options.arm64Busybox ?? options.busybox));
   for (const applet of execFileSync(options.busybox, ['--list'], { encoding: 'utf8' }).trim().split('\n')) {
     if (applet !== 'busybox') file(`bin/${applet}`, 'busybox', 0o120777);
   }
@@ -59,7 +61,7 @@ export function buildInitrd(options: InitrdOptions): Buffer {
 
   for (const program of ['inotifywait', 'inotifywatch', 'fsnotifywait', 'fsnotifywatch']) {
     const host = `/usr/bin/${program}`;
-    if (!existsSync(host)) continue;
+    if (options.arm64Busybox || !existsSync(host)) continue;
     file(`bin/${program}`, readFileSync(host));
     for (const [library] of execFileSync('ldd', [host], { encoding: 'utf8' }).matchAll(/\/[^\s()]+/g)) {
       file(library, readFileSync(library));
@@ -70,13 +72,16 @@ export function buildInitrd(options: InitrdOptions): Buffer {
 }
 
 /** Compiles the agent once for each text of its source. */
-function compileAgent(source: string, cache: string): string {
-  const binary = path.join(cache, `agent-${createHash('sha256').update(readFileSync(source)).digest('hex').slice(0, 16)}`);
+function compileAgent(source: string, cache: string, arm64: boolean): string {
+  const hash = createHash('sha256').update(readFileSync(source)).digest('hex').slice(0, 16);
+  const binary = path.join(cache, `agent-${arm64 ? 'arm64-' : ''}${hash}`);
   if (!existsSync(binary)) {
     mkdirSync(cache, { recursive: true });
     const partial = `${binary}.${process.pid}`;
     try {
-      execFileSync('gcc', ['-static', '-O2', '-s', '-Wall', '-Wextra', '-o', partial, source], { stdio: ['ignore', 2, 2] });
+      execFileSync(arm64 ? 'aarch64-linux-gnu-gcc' : 'gcc', ['-static', '-O2', '-s', '-Wall', '-Wextra', '-o', partial, source], {
+        stdio: ['ignore', 2, 2],
+      });
     } catch {
       throw new GuestError(`cannot compile ${source}`);
     }

@@ -10,9 +10,9 @@ const source = fileURLToPath(new URL('../../../../test/guest/fsnotify.c', import
 export const PROGRAM = '/bin/fsnotify';
 
 /** Compiles the program, statically, so that it runs in any guest. */
-export function buildFsnotify(into: string): string {
+export function buildFsnotify(into: string, compiler = 'gcc'): string {
   const program = `${into}/fsnotify`;
-  execFileSync('gcc', ['-O2', '-static', '-Wall', '-Wextra', '-Werror', '-o', program, source]);
+  execFileSync(compiler, ['-O2', '-static', '-Wall', '-Wextra', '-Werror', '-o', program, source]);
   return program;
 }
 

@@ -7,9 +7,9 @@ import { fileURLToPath } from 'node:url';
 const source = fileURLToPath(new URL('../../../../test/guest/posix.c', import.meta.url));
 
 /** Compiles the program, statically, so that it runs in any guest. */
-export function buildPosix(into: string): string {
+export function buildPosix(into: string, compiler = 'gcc'): string {
   const program = join(into, 'posix');
-  execFileSync('gcc', ['-O1', '-static', '-Wall', '-Wno-unused-result', '-Wno-format-truncation', '-o', program, source]);
+  execFileSync(compiler, ['-O1', '-static', '-Wall', '-Wno-unused-result', '-Wno-format-truncation', '-o', program, source]);
   return program;
 }
 

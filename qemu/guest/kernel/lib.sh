@@ -56,10 +56,14 @@ BUILD_TOOLS=(gcc=gcc make=make flex=flex bison=bison bc=bc xz=xz-utils patch=pat
 
 # apt-get for one Debian release, with lists, cache and state of its own: the
 # machine's own package lists stay as they are. The mirror is the machine's own.
-# RELEASE/source is about its source packages instead.
-debian_apt() { # RELEASE(bookworm|trixie|sid)[/source] ARGUMENT...
-	local release=${1%/source} state=$CACHE/apt/${1/\//-} type=deb mirror security suite
-	[ "$release" = "$1" ] || type=deb-src
+# RELEASE/source is about its source packages instead, RELEASE/arm64 about those
+# of that architecture.
+debian_apt() { # RELEASE(bullseye|bookworm|trixie|sid)[/source|/ARCHITECTURE] ARGUMENT...
+	local release=${1%/*} state=$CACHE/apt/${1/\//-} type=deb mirror security suite architecture=()
+	case $1 in
+	*/source) type=deb-src ;;
+	*/*) architecture=(-o "APT::Architecture=${1#*/}" -o "APT::Architectures=${1#*/}") ;;
+	esac
 	shift
 	mkdir -p "$state"/{etc,lists/partial,cache/archives/partial}
 	if [ ! -s "$state/etc/sources.list" ]; then
@@ -72,6 +76,8 @@ debian_apt() { # RELEASE(bookworm|trixie|sid)[/source] ARGUMENT...
 			echo "$type [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror $release main"
 			if [ "$release" != sid ]; then
 				for suite in updates backports; do
+					# It has gone from the mirrors.
+					[ "$release-$suite" != bullseye-backports ] || continue
 					echo "$type [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror $release-$suite main"
 				done
 				[ -z "$security" ] ||
@@ -80,7 +86,7 @@ debian_apt() { # RELEASE(bookworm|trixie|sid)[/source] ARGUMENT...
 		} >"$state/etc/sources.list"
 	fi
 	: >"$state/status"
-	"$@" \
+	"$@" "${architecture[@]}" \
 		-o "Dir::Etc::SourceList=$state/etc/sources.list" \
 		-o Dir::Etc::SourceParts=- \
 		-o "Dir::State=$state" -o "Dir::State::Lists=$state/lists" \
