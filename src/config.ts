@@ -112,6 +112,8 @@ export interface Config {
 
   /** Most threads for requests that would block; 0: none, every request is served in turn; undefined: the daemon chooses. */
   readonly threadPoolSize: number | undefined;
+  /** Microseconds that the rings are looked at before the device sleeps. */
+  readonly busyPoll: number;
   /** Limit of open files to set; 0 leaves it; undefined: the smaller of 1000000 and /proc/sys/fs/nr_open. */
   readonly rlimitNofile: number | undefined;
   readonly logLevel: LogLevel;
@@ -197,6 +199,7 @@ export function configFrom(values: Values, warnings: readonly string[], passed?:
     uidMap: idMap(values, 'uid-map'),
     gidMap: idMap(values, 'gid-map'),
     threadPoolSize: values['thread-pool-size'],
+    busyPoll: values['busy-poll'],
     rlimitNofile: values['rlimit-nofile'],
     logLevel: values.d ? 'debug' : values['log-level'],
     logFormat: values['log-format'],

@@ -129,7 +129,7 @@ export class Daemon {
     this.#device = new VirtioFsDevice(
       server,
       this.#offload,
-      { tag: config.tag, requestQueues: config.requestQueues, events: this.#events },
+      { tag: config.tag, requestQueues: config.requestQueues, busyPoll: config.busyPoll * 1000, events: this.#events },
       (level, message) => log.limited(level, `device ${level}`, message),
       (reason) => this.#disconnected(reason),
     );

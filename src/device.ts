@@ -37,8 +37,6 @@ const BATCH = 64;
  */
 const PUBLISH = 4;
 const LARGE = 64 << 10;
-/** Nanoseconds that are looked for more chains, likewise. */
-const LOOKED_NS = 50_000;
 /** VIRTIO_FS_F_NOTIFICATION (virtio 1.2, 5.11.3): queue 1 is the notification queue. */
 const F_NOTIFICATION = 0;
 const POLLIN = 1;
@@ -53,6 +51,8 @@ export interface DeviceOptions {
   tag: string | undefined;
   /** num_request_queues of the configuration space. */
   requestQueues: number;
+  /** Nanoseconds that the rings are looked at before the thread sleeps (`--busy-poll`). */
+  busyPoll: number;
   /** Remote fsnotify; undefined: not offered. */
   events: EventCarriers | undefined;
 }
@@ -64,6 +64,7 @@ export class VirtioFsDevice implements VhostUserDevice {
   readonly protocolFeatures: bigint;
   /** The queues of this session, and whether kicks are off for any. */
   readonly #busyLoop: BusyLoop;
+  readonly #busyPoll: number;
   #busy = false;
   /** Chains served since {@link serveAgain} began. */
   #served = 0;
@@ -130,7 +131,8 @@ export class VirtioFsDevice implements VhostUserDevice {
     this.protocolFeatures = protocol;
     // One high priority queue, perhaps the notification queue, then request queues: a front end may use as many as it likes, up to this.
     this.queueCount = 2 + Math.max(options.requestQueues, MAX_REQUEST_QUEUES);
-    this.#busyLoop = new BusyLoop(this.queueCount);
+    this.#busyPoll = options.busyPoll;
+    this.#busyLoop = new BusyLoop(this.queueCount, options.busyPoll);
   }
 
   /** The session whose rings are served from now on. */
@@ -221,14 +223,14 @@ export class VirtioFsDevice implements VhostUserDevice {
     }
     this.#served = 0;
     busyLoop.looked = 0;
-    while (this.#served < BATCH && busyLoop.looked < LOOKED_NS) {
+    do {
       const queue = busyLoop.next();
       if (queue === undefined) {
         this.#busy = !busyLoop.enableKicks();
         return;
       }
       if (!backend.serve(queue)) busyLoop.remove(queue);
-    }
+    } while (this.#served < BATCH && busyLoop.looked < this.#busyPoll);
   }
 
   /** The request with this number is answered with EIO: every process that has served it ended within it. */

@@ -391,6 +391,18 @@ export const OPTIONS = [
     note: 'the default is not 0',
   },
   {
+    name: 'busy-poll',
+    type: 'integer',
+    value: 'MICROSECONDS',
+    range: [0, 1_000_000],
+    default: 50,
+    group: 'Running',
+    origin: 'ours',
+    summary: 'How long the daemon looks for the next request before it sleeps, while requests come so soon',
+    details:
+      'no kick and no wake-up is needed for those, which a guest that waits for each reply feels most; 0: it sleeps at once, for hosts with more virtual machines than processors',
+  },
+  {
     name: 'rlimit-nofile',
     type: 'integer',
     value: 'N',

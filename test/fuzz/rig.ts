@@ -102,7 +102,7 @@ export class Rig {
     this.device = new VirtioFsDevice(
       this.server,
       this.#offload,
-      { tag: options.tag, requestQueues: 1, events: this.events },
+      { tag: options.tag, requestQueues: 1, busyPoll: 1000, events: this.events },
       (level) => {
         if (level !== 'debug') this.lines++;
       },

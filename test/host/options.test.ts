@@ -6,6 +6,7 @@ import * as fs from 'node:fs';
 import { constants, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, describe, test } from 'node:test';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { features, ProtocolFeature } from 'vhost-user-ts';
 import { cString, native } from 'vhost-user-ts/native';
 import { AttrFlag, InitFlag, InitFlag2, OpenOutFlag, WriteFlag } from '../../src/fuse/abi.js';
@@ -553,6 +554,22 @@ describe('running', () => {
       );
       const started = daemon.threads - before;
       assert.ok(started <= most && (most === 0 || started > 0), `${started} threads with --thread-pool-size=${size}`);
+    }
+  });
+
+  test('--busy-poll', async () => {
+    for (const microseconds of [1_000_000, 0]) {
+      await using daemon = await TestDaemon.start([`--busy-poll=${microseconds}`]);
+      const client = daemon.session();
+      const queue = client.driver.queues[1];
+      assert.ok(queue);
+      const { kicks, kicksSaved } = queue;
+      for (let i = 0; i < 10; i++) {
+        client.getattr(1);
+        await sleep(50);
+      }
+      if (microseconds === 0) assert.ok(queue.kicks > kicks, 'it sleeps at once, and has to be kicked');
+      else assert.ok(queue.kicksSaved > kicksSaved, 'it still looks after 50 ms');
     }
   });
 

@@ -315,7 +315,7 @@ describe('notifications', () => {
 
   it('is looked at for a moment before kicks are asked for, unless nothing ever comes', () => {
     const [a, b] = [rig({ eventIdx: true }), rig({ eventIdx: false })];
-    const loop = new BusyLoop(2);
+    const loop = new BusyLoop(2, 50_000);
     for (const { queue } of [a, b]) {
       queue.disableKicks();
       loop.add(queue);

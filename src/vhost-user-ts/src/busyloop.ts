@@ -10,8 +10,6 @@
 import { arena, arenaAlloc, arenaFree, native } from './native.js';
 import type { Virtqueue } from './virtqueue.js';
 
-/** How long one look takes at most, in ns. */
-const LOOK_NS = 50_000;
 /** So many looks in vain in a row, and there is only one in so many then. */
 const PATIENCE = 2;
 const TRY_EACH = 64;
@@ -23,6 +21,8 @@ export class BusyLoop {
   /** Nanoseconds looked since the owner set it to 0. */
   looked = 0;
 
+  /** How long one look takes at most, in ns; 0: there are none. */
+  readonly #nanoseconds: number;
   readonly #queues: Virtqueue[] = [];
   readonly #table: number;
   readonly #tableBytes: number;
@@ -31,8 +31,12 @@ export class BusyLoop {
   #vain = 0;
   #untried = 0;
 
-  /** @param capacity most queues at a time */
-  constructor(capacity: number) {
+  /**
+   * @param capacity most queues at a time
+   * @param nanoseconds how long one look takes at most, 0 to 1e9; 0: nothing is waited for
+   */
+  constructor(capacity: number, nanoseconds: number) {
+    this.#nanoseconds = nanoseconds;
     this.#tableBytes = 8 + capacity * ENTRY_BYTES;
     this.#table = arenaAlloc(this.#tableBytes);
   }
@@ -58,12 +62,13 @@ export class BusyLoop {
       this.#first = (this.#first + i + 1) % count;
       return queue;
     }
+    if (this.#nanoseconds === 0) return undefined;
     if (this.#vain >= PATIENCE) {
       if (++this.#untried < TRY_EACH) return undefined;
       this.#untried = 0;
     }
     for (let i = 0; i < count; i++) (queues[i] as Virtqueue).describeAvail(this.#table + 8 + i * ENTRY_BYTES);
-    const found = native.busyLoop(this.#table, count, LOOK_NS);
+    const found = native.busyLoop(this.#table, count, this.#nanoseconds);
     this.looked += arena.u32[this.#table >> 2] as number;
     if (found < 0) {
       this.#vain++;
