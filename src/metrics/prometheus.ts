@@ -16,7 +16,7 @@
  * descriptor of the process at each scrape.
  */
 import { readFileSync } from 'node:fs';
-import { constants } from 'node:os';
+import { constants, uptime } from 'node:os';
 import { Gauge, type Metric, Counter as PromCounter, Registry } from 'prom-client';
 import { Counter, Counters, LATENCY_BUCKETS } from '../watch/counters.js';
 import { BUCKET_BOUNDS, HotMetrics, SCALARS } from './hot.js';
@@ -207,8 +207,22 @@ function addProcessMetrics(registers: Registry[]): void {
     () => status('VmSize') * 1024,
   );
   gauge({ name: 'process_max_fds', help: 'Most descriptors that the process may have open', registers }, openFilesLimit);
-  const started = Date.now() / 1000 - process.uptime();
-  gauge({ name: 'process_start_time_seconds', help: 'When the process started, in seconds since the epoch', registers }, () => started);
+  gauge({ name: 'process_start_time_seconds', help: 'When the process started, in seconds since the epoch', registers }, startTime());
+}
+
+/**
+ * When the process started, by the clock as it is set now: the same as before unless it was set, or the host slept, since a change
+ * means another process to those who look at it.
+ */
+function startTime(): () => number {
+  // os.uptime() goes on while the host sleeps, process.uptime() does not.
+  const before = uptime() - process.uptime();
+  let started = Date.now() / 1000 - process.uptime();
+  return () => {
+    const now = Date.now() / 1000 - (uptime() - before);
+    if (Math.abs(now - started) > 1) started = now;
+    return started;
+  };
 }
 
 interface ScalarConfiguration {
