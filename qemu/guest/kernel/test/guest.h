@@ -138,7 +138,7 @@ static void mask_name(uint32_t mask, char *out)
  */
 static char text[1 << 16];
 
-static const char *read_inotify(int fd)
+static __attribute__((unused)) const char *read_inotify(int fd)
 {
 	static char buf[1 << 16] __attribute__((aligned(8)));
 	uint32_t cookies[26];
@@ -173,7 +173,7 @@ static void expect(const char *what, const char *got, const char *want)
 	check(!strcmp(got, want), "%s:\n  got  '%s'\n  want '%s'", what, got, want);
 }
 
-static int inotify(void)
+static __attribute__((unused)) int inotify(void)
 {
 	return inotify_init1(IN_NONBLOCK | IN_CLOEXEC);
 }

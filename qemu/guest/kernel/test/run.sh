@@ -15,7 +15,7 @@ built=$CACHE/test/$(hash_files "$here"/*.c "$here"/*.h)
 if [ ! -d "$built" ]; then
 	mkdir -p "$CACHE/test"
 	tmp=$(mktemp -d "$CACHE/tmp.XXXXXX")
-	for test in fsnotify carrier; do
+	for test in fsnotify cache carrier; do
 		mkdir -p "$tmp/root/dev"
 		gcc -O2 -Wall -Wextra -static -pthread -o "$tmp/root/init" "$here/$test-test.c" >&2
 		(cd "$tmp/root" && find . | cpio -o -H newc --quiet) >"$tmp/$test.initrd"
@@ -73,7 +73,7 @@ while [ $# -gt 0 ]; do
 	shift
 	case ${1:-} in [a-z]*) variant=$1; shift ;; esac
 	echo "== $series $variant"
-	[ -n "${CARRIERS_ONLY:-}" ] || boot "$series" "$variant" fsnotify
+	[ -n "${CARRIERS_ONLY:-}" ] || { boot "$series" "$variant" fsnotify; boot "$series" "$variant" cache; }
 	boot_device "$series" "$variant" queue -q 4096
 	boot_device "$series" "$variant" lent
 	boot_device "$series" "$variant" lent -i
