@@ -165,6 +165,7 @@ include test/fuzz/fuzz.mk
 .PHONY: test-kernel
 test-kernel:
 	qemu/guest/kernel/test/run.sh 6.12
+	TESTS=cache qemu/guest/kernel/test/run.sh 7.2
 
 # A guest moves between Debian's newest QEMUs, which are fetched the first time.
 .PHONY: test-migration

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: GPL-2.0-only
 # Test the guest kernel's patch in User Mode Linux, without the daemon.
-# usage: run.sh [SERIES [VARIANT]]...   default: 6.12 fsnotify 7.2 fsnotify
+# usage: [TESTS="fsnotify cache carrier"] run.sh [SERIES [VARIANT]]...   default: 6.12 fsnotify 7.2 fsnotify
 # The exit status is 0 if nothing failed.
 # shellcheck source=../lib.sh
 . "$(dirname "$0")/../lib.sh"
@@ -73,11 +73,16 @@ while [ $# -gt 0 ]; do
 	shift
 	case ${1:-} in [a-z]*) variant=$1; shift ;; esac
 	echo "== $series $variant"
-	[ -n "${CARRIERS_ONLY:-}" ] || { boot "$series" "$variant" fsnotify; boot "$series" "$variant" cache; }
-	boot_device "$series" "$variant" queue -q 4096
-	boot_device "$series" "$variant" lent
-	boot_device "$series" "$variant" lent -i
-	boot_device "$series" "$variant" none -n
+	for test in ${TESTS:-fsnotify cache carrier}; do
+		if [ "$test" = carrier ]; then
+			boot_device "$series" "$variant" queue -q 4096
+			boot_device "$series" "$variant" lent
+			boot_device "$series" "$variant" lent -i
+			boot_device "$series" "$variant" none -n
+		else
+			boot "$series" "$variant" "$test"
+		fi
+	done
 done
 echo "$passed passed, $failed failed"
 [ "$failed" = 0 ]
