@@ -29,6 +29,8 @@ import {
   FATTR_MODE,
   FATTR_MTIME,
   FOPEN_DIRECT_IO,
+  O_ACCMODE,
+  O_RDONLY,
   S_IFDIR,
   S_IFMT,
   S_IFREG,
@@ -295,7 +297,7 @@ export class Replay {
         return this.#renamed(parent, name, newParent, newName, flags) ?? refuse();
       },
       open: (nodeid, flags, killPriv) => {
-        if (nodeid === CONTROL_NODE) return this.#openControl();
+        if (nodeid === CONTROL_NODE) return this.#openControl(flags);
         return agent() ? (this.#opened() ?? refuse()) : fs.open(nodeid, flags, killPriv);
       },
       opendir: (nodeid, flags) => {
@@ -345,8 +347,14 @@ export class Replay {
 
   // --- the control file ---
 
-  #openControl(): number {
+  #openControl(flags: number): number {
     if (this.#caller.uid !== 0) return -EACCES;
+    // Whoever marks the mount with fanotify gets a descriptor of what the agent reads. It is good for nothing, and keeps no agent out.
+    if ((flags & O_ACCMODE) === O_RDONLY) {
+      this.#fs.opened.fh = FAKE_FH;
+      this.#fs.opened.openFlags = FOPEN_DIRECT_IO;
+      return 0;
+    }
     if (this.#open !== 0) return -EBUSY;
     this.#serial = (this.#serial % 2 ** 31) + 1;
     this.#open = this.#serial * FH_STEP;

@@ -90,6 +90,18 @@ describe('the life of the agent', () => {
     refused.push(`echo x >${directory}/x`, `ln -s x ${directory}/x`, `mkdir ${directory}`);
     for (const command of refused) assert.notEqual((await run(command)).status, 0, command);
     assert.deepEqual(fs.readdirSync(setup.share), []);
+    // Who opens it to read, as fanotify does for the watchers of a mount, gets nothing, and keeps no agent out.
+    assert.match((await run(`dd if=${control}`)).stderr, /Bad file descriptor/);
+    const open = setup.guest.spawn(`exec 3<${control}; echo open; read line`);
+    await open.waitForLine('open');
+    const agent = setup.guest.spawn('exec virtiofsd-ts-agent /mnt 2>&1');
+    await agent.waitForLine('connected');
+    assert.match((await run(`dd if=${control}`)).stderr, /Bad file descriptor/);
+    open.endInput();
+    await open.ended;
+    assert.match((await run('virtiofsd-ts-agent /mnt')).stderr, /another agent/);
+    agent.kill('SIGTERM');
+    await agent.ended;
   });
 
   it('who watches the share’s root hears nothing of it', { timeout: 60_000 }, async () => {

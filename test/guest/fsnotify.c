@@ -5,6 +5,8 @@
  *
  *   inotify NAME=PATH...            NAME MASK [#COOKIE] [name]      cookies are numbered in the order of their first appearance
  *   fanotify fid|name|target NAME=PATH...   NAME MASK [name] [child NAME|other], or NAME RENAME name > NAME name [child ...]
+ *   fanotify exec|pid NAME=PATH...          as fid, with OPEN_EXEC; with the process at the end of the line
+ *   fanotify mount|filesystem NAME=PATH...  marks on what is mounted there: - MASK PATH
  *       both take commands on stdin and answer "= RESULT" (0 or an errno):  stat PATH;  add NAME PATH;  del NAME
  *   churn PATH...                   adds and removes watches of all paths until its input ends
  *   race COUNT DIR                  see race()
@@ -104,6 +106,8 @@ static int nwatched;
 static int is_fanotify;
 static int notify_fd;
 static uint64_t fan_mask;
+static unsigned int fan_where;
+static int fan_pid;
 
 static int add(const char *name, const char *path)
 {
@@ -126,7 +130,7 @@ static int add(const char *name, const char *path)
 		/* Refused for what is no directory */
 		if (!S_ISDIR(st.st_mode))
 			mask &= ~(FAN_CREATE | FAN_DELETE | FAN_MOVED_FROM | FAN_MOVED_TO | FAN_RENAME | FAN_ONDIR | FAN_EVENT_ON_CHILD);
-		if (fanotify_mark(notify_fd, FAN_MARK_ADD, mask, AT_FDCWD, path))
+		if (fanotify_mark(notify_fd, FAN_MARK_ADD | fan_where, mask, AT_FDCWD, path))
 			return errno;
 	} else {
 		watched[i].wd = inotify_add_watch(notify_fd, path, IN_ALL_EVENTS);
@@ -235,12 +239,22 @@ static void fanotify_events(ssize_t size)
 				print_name(names[0]);
 			}
 		} else {
-			/* Only an overflow names nothing */
+			/* Only an overflow names nothing, and what comes with a descriptor */
 			printf("%s %s", child ? child : "-", mask_text(event->mask));
 			child = NULL;
+			if (event->fd >= 0) {
+				char link[64], path[512];
+				ssize_t length;
+
+				snprintf(link, sizeof(link), "/proc/self/fd/%d", event->fd);
+				length = readlink(link, path, sizeof(path) - 1);
+				printf(" %.*s", length < 0 ? 0 : (int)length, path);
+			}
 		}
 		if (child)
 			printf(" child %s", child);
+		if (fan_pid)
+			printf(" by %d", event->pid);
 		putchar('\n');
 		if (event->fd >= 0)
 			close(event->fd);
@@ -340,6 +354,16 @@ static int watch_fanotify(int argc, char **argv)
 		   FAN_MOVED_FROM | FAN_MOVED_TO | FAN_MOVE_SELF | FAN_ONDIR | FAN_EVENT_ON_CHILD;
 	if (!strcmp(argv[0], "fid")) {
 		report = FAN_REPORT_FID;
+	} else if (!strcmp(argv[0], "exec")) {
+		report = FAN_REPORT_FID;
+		fan_mask |= FAN_OPEN_EXEC;
+	} else if (!strcmp(argv[0], "pid")) {
+		report = FAN_REPORT_FID;
+		fan_pid = 1;
+	} else if (!strcmp(argv[0], "mount") || !strcmp(argv[0], "filesystem")) {
+		report = 0;
+		fan_where = argv[0][0] == 'm' ? FAN_MARK_MOUNT : FAN_MARK_FILESYSTEM;
+		fan_mask = FAN_ACCESS | FAN_MODIFY | FAN_CLOSE_WRITE | FAN_CLOSE_NOWRITE | FAN_OPEN;
 	} else if (!strcmp(argv[0], "name")) {
 		report = FAN_REPORT_DFID_NAME;
 	} else {
