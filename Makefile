@@ -181,7 +181,7 @@ test-arm64: all agent-arm64
 
 # What takes too long for every run.
 .PHONY: test-long
-test-long: test-notification-queue test-hostile-long test-restart-long test-migration test-dkms test-arm64
+test-long: test-notification-queue test-hostile-long test-restart-long test-migration test-dkms test-deb13 test-arm64
 	AGENT_ROUNDS=150000 $(NODE_TEST) build/js/test/host/agent-failclosed.test.js
 	@$(MAKE) --no-print-directory test-libvirt DOMAINS='notification-queue generic-device'
 

@@ -96,6 +96,12 @@ deb-dkms:
 test-dkms: all
 	$(NODE_TEST) build/js/test/long/dkms.test.js
 
+# The first time a Debian 13 is made by debootstrap, in two minutes.
+.PHONY: test-deb13
+test-deb13: all man completions build/sbom.json
+	$(call need,systemd,systemd,to start services in a machine of their own)
+	$(NODE_TEST) build/js/test/long/deb.test.js
+
 # --- documentation ---
 
 docs/options.md: build/js/.stamp

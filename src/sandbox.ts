@@ -195,6 +195,7 @@ function binds(): string[] {
   const executable = new Set([process.execPath, ...loaded()]);
   // Where the loader looks for libraries first.
   if (existsSync('/etc/ld.so.cache')) files.add('/etc/ld.so.cache');
+  for (const file of builtins()) files.add(file);
   return [...[...files].flatMap((file) => ['--bind', file]), ...[...executable].flatMap((file) => ['--bind-exec', file])];
 }
 
@@ -205,6 +206,12 @@ function nearest(folder: string, name: string): string {
     if (existsSync(path)) return path;
     if (at === '/') throw new StartError(`${name} is missing above ${folder}: install the program as a whole`);
   }
+}
+
+/** Parts of node's own library that a distribution keeps in files (Debian 13: /usr/share/nodejs/undici/…). */
+function builtins(): string[] {
+  const defines = process.config.target_defaults.defines.map(String);
+  return defines.flatMap((text) => /^NODE_SHARED_BUILTIN_\w+_PATH="?(\/[^"]*)/.exec(text)?.[1] ?? []).filter((path) => existsSync(path));
 }
 
 /** What the dynamic loader has loaded for this process: the next one is the same program. */

@@ -1,7 +1,8 @@
 #!/bin/bash
 # A machine inside this one, with systemd as its first process: the files are this host's, and what is changed in them is in memory
 # and gone with it. Of the host's own services none is started. Needs root and Debian's systemd. Ends when it is killed.
-#   machine.sh [HIDDEN...]    HIDDEN: folders of the host that are empty in the machine
+#   [ROOT=FOLDER] machine.sh [HIDDEN...]    HIDDEN: folders of the host that are empty in the machine
+#                                           FOLDER: the files of another Debian, with systemd, instead of this host's
 set -eu
 case ${STAGE:-} in
 '')
@@ -29,7 +30,7 @@ machine)
     mount -t tmpfs -o mode=755 machine /mnt
     cd /mnt
     mkdir upper work root
-    mount -t overlay -o lowerdir=/,upperdir=upper,workdir=work machine root
+    mount -t overlay -o lowerdir="${ROOT:-/}",upperdir=upper,workdir=work machine root
     cd root
     mount -t proc proc proc
     mount -t sysfs -o ro sysfs sys

@@ -12,17 +12,22 @@ export class Machine {
   #log = '';
   #pid = 0;
 
-  private constructor(hidden: readonly string[]) {
-    this.process = spawn(SCRIPT, hidden, { stdio: ['ignore', 'pipe', 'pipe'] });
+  private constructor(hidden: readonly string[], root: string) {
+    this.process = spawn(SCRIPT, hidden, { stdio: ['ignore', 'pipe', 'pipe'], env: { ...process.env, ROOT: root } });
     for (const stream of [this.process.stdout, this.process.stderr])
       stream?.setEncoding('utf8').on('data', (text) => {
         this.#log += text;
       });
   }
 
-  /** Starts one and waits until systemd has started what it starts. @param hidden folders of the host that are empty in it */
-  static async start(hidden: readonly string[] = []): Promise<Machine> {
-    const machine = new Machine(hidden);
+  /**
+   * Starts one and waits until systemd has started what it starts.
+   *
+   * @param hidden folders of the host that are empty in it
+   * @param root a folder with the files of another Debian, which stay as they are
+   */
+  static async start(hidden: readonly string[] = [], root = '/'): Promise<Machine> {
+    const machine = new Machine(hidden, root);
     const end = performance.now() + 60_000;
     while (machine.#pid === 0 || machine.run('systemctl', 'is-system-running').stdout !== 'running\n') {
       if (performance.now() > end || machine.process.exitCode !== null) throw new Error(`the machine does not start: ${machine.#log}`);

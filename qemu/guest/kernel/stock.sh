@@ -7,7 +7,8 @@
 
 usage() {
 	cat >&2 <<-USAGE
-	usage: stock.sh 5.10-uml | 5.10-cloud | 6.1-arm64
+	usage: stock.sh 5.10-uml | 5.10-cloud | 6.1-arm64 | RELEASE
+	RELEASE is what uname -r says, of Debian 12 or its backports.
 	Prints lines name=path: kernel, modules (lib/modules/VERSION) and, for
 	another machine than this, busybox; for that one it installs QEMU and gcc.
 	What is in the cache stays in use: remove its folder to move on to a newer
@@ -20,6 +21,7 @@ case ${1:-} in
 5.10-uml) release=bullseye pattern='user-mode-linux' ;;
 5.10-cloud) release=bullseye pattern='linux-image-5\.10\.0-[0-9]+-cloud-amd64' ;;
 6.1-arm64) release=bookworm/arm64 pattern='linux-image-6\.1\.0-[0-9]+-cloud-arm64' ;;
+*-amd64) release=bookworm pattern=linux-image-$(sed 's/[.+]/\\&/g' <<<"$1") ;;
 *) usage ;;
 esac
 
