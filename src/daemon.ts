@@ -26,6 +26,7 @@ import { Migration } from './migration/migration.js';
 import { VERSION } from './options.js';
 import { EventCarriers } from './queue/carriers.js';
 import { Offload } from './queue/offload.js';
+import { refusingAgent } from './replay/refusing.js';
 import { Replay } from './replay/replay.js';
 import type { SavedEvents, SavedSession, Worker } from './restart.js';
 import { type Handover, lockUp } from './sandbox.js';
@@ -318,10 +319,10 @@ export class Daemon {
   /** The share with the layers that events need. */
   #served(): FileSystem {
     const events = this.#events;
-    if (events === undefined) return this.#fs;
+    if (events === undefined) return refusingAgent(this.#fs);
     const { share } = this.#fs;
     const fs = withEchoes(this.#fs, events.fsnotify, new ShareNodes(share), this.#offload);
-    if (this.#config.agentToken === undefined) return fs;
+    if (this.#config.agentToken === undefined) return refusingAgent(fs);
     const token = Buffer.from(this.#config.agentToken, 'latin1');
     const again = (nodeid: number) => lookupAgain(share, nodeid);
     const replay = new Replay(fs, again, events, token, (level, line) => log.limited(level, `agent ${line}`, line));
