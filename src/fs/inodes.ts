@@ -8,7 +8,7 @@
 import { randomBytes } from 'node:crypto';
 import { arena } from 'vhost-user-ts/native';
 import type { Block } from './block.js';
-import { Header, INODE_RECORD, INODE_SLOTS, Part } from './block.js';
+import { Header, INODE_RECORD, INODE_SLOTS, MOUNT_SLOTS, Part } from './block.js';
 import { ChainIndex } from './chainindex.js';
 import { ENOENT, ESTALE } from './linux.js';
 import { SlotMap } from './slotmap.js';
@@ -97,6 +97,10 @@ export class InodeStore {
   readonly #byIno: ChainIndex;
   readonly #byHandle: ChainIndex;
   readonly #seed: number;
+  /** How many there are on each mount. */
+  readonly #onMount = new Uint32Array(MOUNT_SLOTS);
+  /** Called when the last inode of a mount is forgotten. */
+  mountUnused: (mount: number) => void = () => {};
   #punchAt = 0;
   #lastUsed = 0;
 
@@ -150,6 +154,7 @@ export class InodeStore {
         continue;
       }
       live++;
+      this.#count(this.u32[at + Inode.mount] as number, 1);
       this.#slots.claim(slot);
       if ((flags & Flag.pinned) === 0) this.i32[at + Inode.fd] = -1;
       if ((flags & Flag.indexed) !== 0) this.#byIno.insert(slot, this.#inoHash(slot));
@@ -157,6 +162,15 @@ export class InodeStore {
     }
     this.#state[State.live] = live;
     this.#state[State.empty] = 0;
+  }
+
+  /** Whether an inode of this mount is known. */
+  usesMount(mount: number): boolean {
+    return this.#onMount[mount] !== 0;
+  }
+
+  #count(mount: number, by: 1 | -1): void {
+    this.#onMount[mount] = (this.#onMount[mount] as number) + by;
   }
 
   /** Inodes known, the root among them. */
@@ -267,6 +281,7 @@ export class InodeStore {
     u32[at] = inoLow;
     u32[at + Inode.inoHigh] = inoHigh;
     u32[at + Inode.mount] = mount;
+    this.#count(mount, 1);
     u32[at + Inode.type] = type;
     u32[at + Inode.btimeSec] = 0;
     u32[at + Inode.btimeNsec] = 0;
@@ -327,7 +342,11 @@ export class InodeStore {
     this.u32[flagsAt] = (this.u32[flagsAt] as number) & ~Flag.live;
     this.retire(slot);
     this.#state[State.live] = (this.#state[State.live] as number) - 1;
-    if (!this.#slots.free(slot)) return;
+    const mount = this.u32[(slot << SHIFT) + Inode.mount] as number;
+    this.#count(mount, -1);
+    const lastOfPage = this.#slots.free(slot);
+    if (!this.usesMount(mount)) this.mountUnused(mount);
+    if (!lastOfPage) return;
     const empty = (this.#state[State.empty] as number) + 1;
     this.#state[State.empty] = empty;
     if (empty > KEEP_EMPTY && empty * 64 > this.size) this.#giveBack();

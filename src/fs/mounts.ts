@@ -125,6 +125,29 @@ export class MountTable {
     for (let i = 0; i < this.size; i++) if (this.id(i) === id) this.#setFd(i, fd);
   }
 
+  /** An entry whose descriptor was closed is met again: it may be another file system by now. */
+  renew(index: number, magic: number): void {
+    const at = index << SHIFT;
+    this.#u32[at + Mount.flags] = traits(magic);
+    this.#u32[at + Mount.type] = magic;
+  }
+
+  /**
+   * Closes the descriptor of an entry's mount, which would keep it from being unmounted, unless an entry of it is in use. That of the
+   * share itself stays.
+   */
+  release(index: number, used: (index: number) => boolean): void {
+    const id = this.id(index);
+    const fd = this.#byMount.get(id);
+    if (fd === undefined || id === this.id(0)) return;
+    const entries: number[] = [];
+    for (let i = 0; i < this.size; i++) if (this.id(i) === id) entries.push(i);
+    if (entries.some(used)) return;
+    for (const i of entries) this.#setFd(i, -1);
+    this.#byMount.delete(id);
+    native.close(fd);
+  }
+
   /** Closes the descriptors of all mounts but entry 0's, the share itself. */
   closeSubmounts(): void {
     const root = this.id(0);

@@ -1,6 +1,6 @@
 /** Mounts below the share: numbers that meet, handles per mount, file systems without handles or birth times. */
 import assert from 'node:assert/strict';
-import { execFileSync } from 'node:child_process';
+import { execFileSync, spawnSync } from 'node:child_process';
 import * as fs from 'node:fs';
 import { test } from 'node:test';
 import { MountFlag } from '../../src/fs/mounts.js';
@@ -67,6 +67,43 @@ for (const inodeFileHandles of ['prefer', 'never'] as const) {
     }
   });
 }
+
+test('a mount of which the guest has forgotten everything can be unmounted, and another one is met in its place', needsMount, () => {
+  const t = new TestFs();
+  fs.mkdirSync(t.path('m'));
+  const busy = () => spawnSync('umount', [t.path('m')], { stdio: 'ignore' }).status !== 0;
+  for (const size of ['1m', '2m']) {
+    assert.ok(mount('-t', 'tmpfs', '-o', `size=${size}`, 'none', t.path('m')));
+    fs.writeFileSync(t.path('m/f'), size);
+    const m = t.lookup('m');
+    const f = t.lookup('f', m);
+    assert.equal(t.open(f, 0), 0);
+    assert.equal(t.read(f, t.fh, 0, 10), size);
+    assert.equal(t.fs.release(f, t.fh), 0);
+    assert.ok(busy());
+    t.fs.forget(f, 1);
+    assert.ok(busy());
+    t.fs.forget(m, 1);
+    assert.ok(!busy());
+  }
+  t.lookup('m');
+  t.close();
+});
+
+test('the guest comes back: after an unmount, a reboot', needsMount, () => {
+  const t = new TestFs();
+  fs.mkdirSync(t.path('m'));
+  assert.ok(mount('-t', 'tmpfs', 'none', t.path('m')));
+  fs.writeFileSync(t.path('m/f'), 'text');
+  for (let session = 0; session < 3; session++) {
+    const f = t.lookup('m/f');
+    assert.equal(t.open(f, 0), 0);
+    assert.equal(t.read(f, t.fh, 0, 10), 'text');
+    t.fs.destroy();
+  }
+  umount(t.path('m'));
+  t.close();
+});
 
 test('without announcing, submounts work all the same', needsMount, () => {
   const t = new TestFs({}, { submounts: false });

@@ -53,12 +53,21 @@ test('a disk below the share that fails: EIO for its files, all else goes on, an
     makesEvent(client, share, `event-${events++}`);
     assertServes(client, [0]);
   };
+  /** What the guest knows of the disk, and how often it was told of it. */
+  const known = new Map<number, number>();
+  const opened: { nodeid: number; fh: number }[] = [];
+  const met = ({ nodeid }: { nodeid: number }) => {
+    known.set(nodeid, (known.get(nodeid) ?? 0) + 1);
+    return nodeid;
+  };
   const open = (name: string, flags = O_RDWR) => {
-    const { nodeid } = client.lookup(client.lookup(1, 'disk').nodeid, name);
-    return { nodeid, fh: client.open(nodeid, flags).fh };
+    const nodeid = met(client.lookup(met(client.lookup(1, 'disk')), name));
+    const one = { nodeid, fh: client.open(nodeid, flags).fh };
+    opened.push(one);
+    return one;
   };
   const kept = open('kept');
-  watch(client, client.lookup(1, 'disk').nodeid);
+  watch(client, met(client.lookup(1, 'disk')));
   elsewhere();
 
   // Reads alone: nothing is lost, and it goes on as if nothing had been.
@@ -82,10 +91,11 @@ test('a disk below the share that fails: EIO for its files, all else goes on, an
     errnoOf(() => client.fsync(kept.nodeid, kept.fh)),
     EIO,
   );
-  const directory = client.lookup(1, 'disk').nodeid;
+  const directory = met(client.lookup(1, 'disk'));
   const make = (name: string) =>
     errnoOf(() => {
       const { entry, open } = client.create(directory, name, O_RDWR);
+      opened.push({ nodeid: met(entry), fh: open.fh });
       client.fsync(entry.nodeid, open.fh);
     });
   for (const name of ['made', 'later']) assert.ok([EIO, EROFS].includes(make(name)));
@@ -96,14 +106,19 @@ test('a disk below the share that fails: EIO for its files, all else goes on, an
     EIO,
   );
 
-  // Mended by the administrator: it is free once the guest has unmounted the share, and the guest finds it again.
+  // Mended by the administrator, who can unmount it once the guest has nothing of it any more, and found again by the guest.
   disk.works = true;
+  assert.throws(() => disk.unmount(), /busy/);
+  // What is in use outlives the worker.
+  process.kill(daemon.inside, 'SIGKILL');
+  assertServes(client, [0]);
+  assert.throws(() => disk.unmount(), /busy/);
+  for (const { nodeid, fh } of opened) client.release(nodeid, fh);
+  client.batchForget([...known].map(([nodeid, nlookup]) => ({ nodeid, nlookup })));
   disk.unmount();
   elsewhere();
-  client.destroy();
   assert.match(disk.check(), /recovering journal/);
   disk.mount(join(share, 'disk'));
-  client.init();
   const again = open('kept');
   assert.ok(client.read(again.nodeid, again.fh, 1 << 19, 65_536).equals(content.subarray(1 << 19, (1 << 19) + 65_536)));
   assert.equal(client.write(again.nodeid, again.fh, 0, 'on disk'), 7);

@@ -145,8 +145,8 @@ export class Disk implements Disposable {
     this.#at = at;
   }
 
-  unmount(): void {
-    if (this.#at !== undefined) run('umount', '-l', this.#at);
+  unmount(...options: string[]): void {
+    if (this.#at !== undefined) run('umount', ...options, this.#at);
     this.#at = undefined;
   }
 
@@ -170,7 +170,7 @@ export class Disk implements Disposable {
   }
 
   [Symbol.dispose](): void {
-    this.unmount();
+    this.unmount('-l');
     // A lazy unmount may take a moment.
     run('dmsetup', 'remove', '--retry', this.#name);
     run('losetup', '-d', this.#loop);

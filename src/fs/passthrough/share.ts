@@ -169,6 +169,7 @@ export class Share {
     this.inodes = new InodeStore(this.block);
     this.handles = new HandleStore(this.block, this.journal.request);
     this.mounts = new MountTable(this.block);
+    this.inodes.mountUnused = (mount) => this.mounts.release(mount, (index) => this.inodes.usesMount(index));
     this.locks = new Locks(this, options.waits ?? null, options.readonly ?? false);
     this.procfd = must(native.openat(-100, cString('/proc/self/fd'), O_PATH | O_DIRECTORY, 0), '/proc/self/fd');
     const mode = options.inodeFileHandles ?? 'prefer';
@@ -417,7 +418,7 @@ export class Share {
     const same = this.inodes.u32[(parent << SHIFT) + Inode.mount] as number;
     if (this.mounts.is(same, id, major, minor)) return same;
     const index = this.mounts.find(id, major, minor);
-    if (index >= 0) return index;
+    if (index >= 0 && this.#canOpen(index)) return index;
     if (!this.room()) return -ENFILE;
     const fd = native.openat(dirfd, name, O_PATH | O_NOFOLLOW, 0);
     if (fd < 0) return fd;
@@ -435,11 +436,12 @@ export class Share {
     const major = arena.u32[word + (Statx.devMajor >> 2)] as number;
     const minor = arena.u32[word + (Statx.devMinor >> 2)] as number;
     const known = this.mounts.find(id, major, minor);
-    if (known >= 0 && (this.mounts.fd(known) >= 0 || this.mounts.flags(known) & MountFlag.noHandles || !this.useHandles)) return known;
+    if (known >= 0 && this.#canOpen(known)) return known;
     const error = native.fstatfs(fd, this.statfsBuffer);
     if (error < 0) return error;
     const index = known >= 0 ? known : this.mounts.add(id, major, minor, arena.u32[this.statfsBuffer >> 2] as number);
     if (index < 0) return -ENFILE;
+    if (known >= 0) this.mounts.renew(known, arena.u32[this.statfsBuffer >> 2] as number);
     if ((arena.u32[word] as number) & STATX_BTIME) this.mounts.setFlag(index, MountFlag.birthTime);
     if (this.useHandles && !this.#tryHandles(index, fd)) {
       this.mounts.setFlag(index, MountFlag.noHandles);
@@ -448,6 +450,11 @@ export class Share {
       );
     }
     return index;
+  }
+
+  /** Whether inodes of this mount can be opened: by handles with its descriptor, which nobody needed for a while, or without any. */
+  #canOpen(mount: number): boolean {
+    return this.mounts.fd(mount) >= 0 || !this.handlesOn(mount);
   }
 
   /** Gets the descriptor that handles are opened by, and opens one to see whether that works. */
