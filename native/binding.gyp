@@ -9,10 +9,13 @@
       "cflags": ["-O2", "-Wall", "-Wextra", "-Werror", "-Wno-missing-field-initializers"],
       "cflags_cc": ["-std=c++17", "-fno-exceptions", "-fno-rtti"],
       "cflags!": ["-fno-exceptions"],
+      "ldflags": ["-Wl,-z,relro,-z,now"],
       "conditions": [
         ["asan==1", {
           "cflags": ["-fsanitize=address", "-fno-omit-frame-pointer", "-g"],
           "ldflags": ["-fsanitize=address"]
+        }, {
+          "cflags": ["-U_FORTIFY_SOURCE", "-D_FORTIFY_SOURCE=2"]
         }]
       ]
     }

@@ -54,7 +54,9 @@ export const LAUNCHER = fileURLToPath(new URL('../../virtiofsd-ts-sandbox', impo
 /** Becomes the launcher. Returns only by throwing. @throws StartError */
 export function launch(config: Config, started: Started): never {
   if (!existsSync(LAUNCHER))
-    throw new StartError(`${LAUNCHER} is missing: install the program as a whole, or use --sandbox=none --seccomp=none`);
+    throw new StartError(
+      `${LAUNCHER} is missing: install the program as a whole (with npm: apt-get install gcc libc6-dev libseccomp-dev, then npm rebuild virtiofsd-ts), or use --sandbox=none --seccomp=none`,
+    );
   setOpenFilesLimit(config.rlimitNofile);
   const fileSize = liftFileSizeLimit();
   const { flags, handover } = prepare(config, started.socket, started);

@@ -17,7 +17,7 @@ find "$lib/node_modules" -depth -type d \( -name .bin -o -name .github -o -name 
 grep -rlm1 '^#!' "$lib/node_modules" | xargs -r rm
 find "$lib/node_modules" -type d -empty -delete
 find "$lib" -type f ! -name virtiofsd-ts-sandbox ! -name virtiofsd-ts-agent ! -name '*.openrc' -exec chmod 644 {} +
-strip --strip-unneeded "$lib/virtiofsd-ts-sandbox" "$lib/src/vhost-user-ts/dist/addon.node"
+strip --strip-unneeded --remove-section=.comment "$lib/virtiofsd-ts-sandbox" "$lib/agent/virtiofsd-ts-agent" "$lib/src/vhost-user-ts/dist/addon.node"
 # Node.js as Debian and NodeSource install it.
 sed -i 's|exec "[^"]*"|exec /usr/bin/node|' "$root/usr/bin/virtiofsd-ts"
 install -d "$root/etc/virtiofsd-ts" "$root/usr/share/lintian/overrides"
@@ -29,6 +29,10 @@ virtiofsd-ts: statically-linked-binary [usr/lib/virtiofsd-ts/virtiofsd-ts-sandbo
 # For guests, which may have another libc, or an older one.
 virtiofsd-ts: statically-linked-binary [usr/lib/virtiofsd-ts/agent/virtiofsd-ts-agent]
 virtiofsd-ts: unusual-interpreter /sbin/openrc-run [usr/lib/virtiofsd-ts/agent/virtiofsd-ts-agent.openrc]
+# Libraries as npm has them, each with its licence.
+virtiofsd-ts: extra-license-file [usr/lib/virtiofsd-ts/node_modules/*]
+virtiofsd-ts: package-contains-documentation-outside-usr-share-doc [usr/lib/virtiofsd-ts/node_modules/*]
+virtiofsd-ts: repeated-path-segment * [usr/lib/virtiofsd-ts/node_modules/*]
 OVERRIDES
 
 depends=$(shlibs "$lib/src/vhost-user-ts/dist/addon.node")

@@ -16,7 +16,7 @@ const runs = () => {
 
 if (!runs()) {
   // npm puts its own node-gyp on the path of such scripts.
-  const { status } = spawnSync('node-gyp', ['--directory', path('.'), 'rebuild'], { stdio: 'inherit' });
+  const { status } = spawnSync('node-gyp', ['--directory', path('.'), '--jobs', 'max', 'rebuild'], { stdio: 'inherit' });
   if (status !== 0) {
     console.error('vhost-user-ts: the add-on cannot be built: node-gyp needs g++, make and python3 (Debian: apt-get install g++ make python3)');
     process.exit(1);

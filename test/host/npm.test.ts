@@ -1,9 +1,9 @@
 /** `make npm`: the packages, installed by npm where nothing of this repository is to be seen, with types and exports that work. */
 import assert from 'node:assert/strict';
 import { execFileSync, spawnSync } from 'node:child_process';
-import { mkdirSync, mkdtempSync, readdirSync, readFileSync, realpathSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import { mkdirSync, mkdtempSync, readdirSync, readFileSync, realpathSync, rmSync, statSync, symlinkSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
-import { join } from 'node:path';
+import { basename, join } from 'node:path';
 import { after, before, test } from 'node:test';
 import { repository, startDaemon } from '../../qemu/guest/daemon.js';
 import { VERSION } from '../../src/options.js';
@@ -14,6 +14,9 @@ const folder = realpathSync(mkdtempSync(join(tmpdir(), 'npm-')));
 after(() => rmSync(folder, { recursive: true, force: true }));
 const project = join(folder, 'project');
 const NPM = join(repository, 'build/npm');
+/** Without a compiler. */
+const bin = join(folder, 'bin');
+const bare = `PATH=${bin}`;
 
 /** Runs a command in the project; as root the repository is hidden from it. */
 function run(command: string, ...args: string[]) {
@@ -34,7 +37,19 @@ before(() => {
   mkdirSync(project);
   for (const name of ['vhost-user-ts', 'virtiofsd-ts']) execFileSync('cp', [join(NPM, `${name}-${VERSION}.tgz`), folder]);
   writeFileSync(join(project, 'package.json'), '{ "name": "project", "type": "module" }');
-  must('npm', 'install', '--prefer-offline', `${folder}/vhost-user-ts-${VERSION}.tgz`, `${folder}/virtiofsd-ts-${VERSION}.tgz`);
+  mkdirSync(bin);
+  const npm = execFileSync('sh', ['-c', 'command -v npm'], { encoding: 'utf8' }).trim();
+  for (const program of [process.execPath, npm, '/bin/sh', '/usr/bin/env'])
+    symlinkSync(realpathSync(program), join(bin, basename(program)));
+  must(
+    'env',
+    bare,
+    'npm',
+    'install',
+    '--prefer-offline',
+    `${folder}/vhost-user-ts-${VERSION}.tgz`,
+    `${folder}/virtiofsd-ts-${VERSION}.tgz`,
+  );
 });
 
 test('the program: version, help, a share served from its sandbox', async () => {
@@ -101,6 +116,27 @@ test('no add-on that runs: npm builds it from the source in the package', needsR
   must('npm', 'rebuild', 'vhost-user-ts');
   assert.ok(statSync(addon).size > 20_000);
   assert.match(must('node', 'use.js'), /true true/);
+});
+
+test('nothing that runs and no compiler: the add-on says what to install, the launcher when it is needed', needsRoot, () => {
+  const addon = join(project, 'node_modules/vhost-user-ts/dist/addon.node');
+  const built = readFileSync(addon);
+  writeFileSync(addon, 'for another processor');
+  const { status, stderr } = run('env', bare, 'npm', 'rebuild', 'vhost-user-ts');
+  assert.notEqual(status, 0);
+  assert.match(stderr, /vhost-user-ts: the add-on cannot be built: .*apt-get install g\+\+ make python3/);
+  writeFileSync(addon, built);
+
+  const launcher = join(project, 'node_modules/virtiofsd-ts/virtiofsd-ts-sandbox');
+  const program = join(project, 'node_modules/.bin/virtiofsd-ts');
+  writeFileSync(launcher, 'for another processor');
+  must('env', bare, 'npm', 'rebuild', 'virtiofsd-ts');
+  const start = run(program, '--shared-dir=/usr', `--socket-path=${folder}/none.sock`);
+  assert.equal(start.status, 1, start.stderr);
+  assert.match(start.stderr, /virtiofsd-ts-sandbox is missing: .*libseccomp-dev, then npm rebuild virtiofsd-ts.*--sandbox=none/);
+  must('npm', 'rebuild', 'virtiofsd-ts');
+  assert.ok(statSync(launcher).size > 20_000);
+  assert.match(must('sh', '-c', `"${launcher}" 2>&1 || true`), /usage|--/);
 });
 
 test('what is in them: nothing but what is needed, no path of this repository', () => {

@@ -26,7 +26,11 @@ before(() => {
 });
 
 test('lintian has nothing to say', () => {
-  const { status, stdout } = spawnSync('lintian', ['--allow-root', '--fail-on', 'error,warning', file], { encoding: 'utf8' });
+  const { status, stdout } = spawnSync(
+    'lintian',
+    ['--allow-root', '--display-info', '--pedantic', '--fail-on', 'error,warning,info,pedantic', file],
+    { encoding: 'utf8' },
+  );
   assert.deepEqual([status, stdout], [0, '']);
 });
 
