@@ -206,4 +206,5 @@ test-guest: all
 	$(call need,fio,fio,to write and verify files in guests)
 	$(call need,stress-ng,stress-ng,to stress the file system in guests)
 	$(call need,git,git,to clone in guests)
+	@qemu/setup.sh packages "the agent's units are started in guests" systemd procps inotify-tools
 	$(NODE_TEST) --test-concurrency=1 $(call tests_in,guest)
