@@ -157,8 +157,7 @@ export class InodeStore {
       this.#count(this.u32[at + Inode.mount] as number, 1);
       this.#slots.claim(slot);
       if ((flags & Flag.pinned) === 0) this.i32[at + Inode.fd] = -1;
-      if ((flags & Flag.indexed) !== 0) this.#byIno.insert(slot, this.#inoHash(slot));
-      if ((flags & Flag.handleIndexed) !== 0) this.#byHandle.insert(slot, hashWords(this.u32, at + Inode.handleBytes, this.#seed));
+      this.#index(slot);
     }
     this.#state[State.live] = live;
     this.#state[State.empty] = 0;
@@ -350,6 +349,35 @@ export class InodeStore {
     const empty = (this.#state[State.empty] as number) + 1;
     this.#state[State.empty] = empty;
     if (empty > KEEP_EMPTY && empty * 64 > this.size) this.#giveBack();
+  }
+
+  /** Ends all slots but the root's, at once; their fds must be closed already. */
+  clear(): void {
+    const { top } = this;
+    this.#byIno.clear();
+    this.#byHandle.clear();
+    // Zeros are no records.
+    const pages = Math.ceil(top / 32);
+    this.u32.fill(0, (ROOT_SLOT + 1) << SHIFT, 32 << SHIFT);
+    if (pages > 1) this.#block.punch(Part.inodes + 4096, (pages - 1) * 4096);
+    this.#slots.clear(top);
+    this.#slots.claim(0);
+    this.#slots.claim(ROOT_SLOT);
+    this.#index(ROOT_SLOT);
+    punchBuckets(this.#block, Part.inodeIndex, this.#byIno.buckets);
+    punchBuckets(this.#block, Part.handleIndex, this.#byHandle.buckets);
+    this.#state[State.live] = 1;
+    this.#state[State.empty] = 0;
+    this.#state[State.top] = ROOT_SLOT + 1;
+    this.#punchAt = 0;
+  }
+
+  /** Puts a record into the indexes that it says it is in. */
+  #index(slot: number): void {
+    const at = slot << SHIFT;
+    const flags = this.u32[at + Inode.flags] as number;
+    if ((flags & Flag.indexed) !== 0) this.#byIno.insert(slot, this.#inoHash(slot));
+    if ((flags & Flag.handleIndexed) !== 0) this.#byHandle.insert(slot, hashWords(this.u32, at + Inode.handleBytes, this.#seed));
   }
 
   /** Gives empty pages of records, and buckets beyond those in use, back to the system; goes on where it stopped last time. */

@@ -514,12 +514,11 @@ export class Share {
     this.locks.cancel(-EINTR);
     this.locks.clear();
     this.handles.releaseAll();
-    for (let slot = ROOT_SLOT + 1; slot < this.inodes.top; slot++) {
-      if (!this.inodes.live(slot)) continue;
-      // The session's watches are gone already: no word to the watcher for each inode.
-      this.closeFd(slot);
-      this.inodes.remove(slot);
-    }
+    // The session's watches are gone already: no word to the watcher for each inode. One by one they would take microseconds each.
+    const { inodes } = this;
+    for (let slot = ROOT_SLOT + 1; slot < inodes.top; slot++)
+      if (inodes.live(slot) && (inodes.i32[(slot << SHIFT) + Inode.fd] as number) >= 0) this.closeFd(slot);
+    inodes.clear();
     this.#keptFirst = this.#keptCount = 0;
     this.mounts.closeSubmounts();
     this.credentials.restore();
