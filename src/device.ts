@@ -146,6 +146,7 @@ export class VirtioFsDevice implements VhostUserDevice {
   }
 
   transferState(direction: number, fd: number): boolean {
+    if (this.#migration === undefined) native.close(fd);
     return this.#migration?.begin(direction, fd) ?? false;
   }
 

@@ -350,7 +350,7 @@ export const OPTIONS = [
     group: 'Migration',
     summary: 'How the destination of a live migration finds the inodes that the guest knows',
     details:
-      'find-paths: by their paths below the shared directory, which may be a copy; file-handles: by their file handles, which also reach files that were deleted while open, in the same directory of the same file system',
+      'find-paths: by their paths below the shared directory, which may be a copy; file-handles: by their file handles, which also reach files that were deleted while open, in the same directory of the same file system; both sides must have it, and the destination trusts the source not to name files outside',
     note: 'paths are looked for when the guest stands still already',
   },
   {

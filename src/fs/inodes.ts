@@ -198,6 +198,13 @@ export class InodeStore {
     return slot !== 0 && this.#slots.taken(slot);
   }
 
+  /** Calls `visit` with the slot of every inode. */
+  each(visit: (slot: number) => void): void {
+    this.#slots.each(this.top, (slot) => {
+      if (slot !== 0) visit(slot);
+    });
+  }
+
   nodeid(slot: number): number {
     return (this.u32[(slot << SHIFT) + Inode.generation] as number) * INODE_SLOTS + slot;
   }

@@ -84,6 +84,13 @@ export class SlotMap {
     return (this.group(slot) & (1 << (slot & 31))) !== 0;
   }
 
+  /** Calls `visit` for every slot below `top` that is taken. */
+  each(top: number, visit: (slot: number) => void): void {
+    const words = this.#levels[0] as Uint32Array;
+    for (let word = 0; word * 32 < top; word++)
+      for (let bits = words[word] as number; bits !== 0; bits &= bits - 1) visit(word * 32 + (31 - Math.clz32(bits & -bits)));
+  }
+
   /** The bits of a slot's group of 32. */
   group(slot: number): number {
     return (this.#levels[0] as Uint32Array)[slot >>> 5] as number;

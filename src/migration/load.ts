@@ -33,11 +33,14 @@ import { type ServerOptions, type Session, takeOver } from '../fuse/init.js';
 import type { FuseServer } from '../fuse/server.js';
 import { FSNOTIFY_ALL, type Fsnotify } from '../watch/fsnotify.js';
 import { mountDescriptor, Opener, typeOf } from './paths.js';
+import type { MigrationMode } from './save.js';
 import { Found, HandleRecord, InodeRecord, LockRecord, MAGIC_HIGH, MAGIC_LOW, padded, RecordType, VERSION } from './stream.js';
 
 const { u8, u32, f64 } = arena;
 
 export interface LoadOptions {
+  /** `--migration-mode`: whether inodes may be named by file handles, which reach whatever is on the share's file systems. */
+  mode: MigrationMode;
   /** `--migration-on-error`. */
   onError: 'abort' | 'guest-error';
   /** Every change is refused: nothing is opened for writing. */
@@ -157,7 +160,7 @@ export class Loader {
   }
 
   #inode(at: number, bytes: number): string | undefined {
-    const nodeid = f64[at >> 3] as number;
+    const nodeid = whole(at);
     const nlookup = f64[(at >> 3) + 1] as number;
     const type = (u32[(at + InodeRecord.type) >> 2] as number) & S_IFMT;
     const found = u32[(at + InodeRecord.found) >> 2] as number;
@@ -176,6 +179,8 @@ export class Loader {
     // Forgotten, and kept only as long as it can be (export support).
     if (nlookup === 0 && found >= Found.gone) return undefined;
     if (found === Found.gone) return restoreLost(this.#share, nodeid, nlookup, type) ? undefined : corrupt('nodeid');
+    if (found === Found.handle && this.#options.mode !== 'file-handles')
+      return 'the source sends file handles, which could be of files outside the shared directory: where it is trusted, use --migration-mode=file-handles here, too';
     const text = () => u8.subarray(path, path + pathBytes);
     if (found === Found.lost) return this.#lose(nodeid, nlookup, type, Buffer.from(text()).toString());
     const fd = found === Found.path ? this.#opener.open(path, pathBytes) : this.#byHandle(u32[(at + InodeRecord.mount) >> 2] as number);
@@ -222,8 +227,8 @@ export class Loader {
 
   #open(at: number, bytes: number): string | undefined {
     const share = this.#share;
-    const fh = f64[at >> 3] as number;
-    const nodeid = f64[(at >> 3) + 1] as number;
+    const fh = whole(at);
+    const nodeid = whole(at + 8);
     const kind = u32[(at + HandleRecord.kind) >> 2] as number;
     let flags = (u32[(at + HandleRecord.openFlags) >> 2] as number) | 0;
     if (bytes !== HandleRecord.bytes) return corrupt('HANDLE');
@@ -256,8 +261,8 @@ export class Loader {
 
   #lock(at: number, bytes: number): string | undefined {
     if (bytes !== LockRecord.bytes) return corrupt('LOCK');
-    const nodeid = f64[at >> 3] as number;
-    const fh = f64[(at >> 3) + 1] as number;
+    const nodeid = whole(at);
+    const fh = whole(at + 8);
     const word = (offset: number) => u32[(at + offset) >> 2] as number;
     const lock: Lock = {
       ownerLow: word(LockRecord.ownerLow),
@@ -290,7 +295,7 @@ export class Loader {
     const fsnotify = this.#fsnotify;
     if (bytes !== 16 || this.#session?.fsnotify !== true || fsnotify === undefined) return corrupt('WATCH');
     if (this.watches++ === 0) this.#server.resumeEvents();
-    const nodeid = f64[at >> 3] as number;
+    const nodeid = whole(at);
     const mask = u32[(at >> 2) + 2] as number;
     // A watch that cannot be had again is covered by the overflow record, as all that happened meanwhile.
     if (nodeid === 0) fsnotify.watch(ROOT_NODEID, 0, mask & fsnotify.supportedLow, 0, FSNOTIFY_ALL);
@@ -316,6 +321,12 @@ export class Loader {
     this.#mounts.clear();
     arenaFree(this.#handle, 192);
   }
+}
+
+/** A nodeid or file handle; -1, which is neither, for what no store gives out. */
+function whole(at: number): number {
+  const value = f64[at >> 3] as number;
+  return Number.isSafeInteger(value) && value >= 0 ? value : -1;
 }
 
 const FOREIGN = ': handles are of use to a daemon that shares the same directory of the same host file system alone';

@@ -7,12 +7,15 @@ import { VhostUserBackend, VhostUserFrontend, WaitLoop } from 'vhost-user-ts';
 import { native } from 'vhost-user-ts/native';
 import { MockDriver, MockMemory } from 'vhost-user-ts/testing';
 import { VirtioFsDevice } from '../../src/device.js';
+import type { FileSystem } from '../../src/fs/filesystem.js';
 import { ROOT_SLOT } from '../../src/fs/inodes.js';
+import { lookupAgain } from '../../src/fs/passthrough/lookup.js';
 import { openPassthrough, type PassthroughFs, type PassthroughOptions } from '../../src/fs/passthrough.js';
 import { DEFAULT_SERVER_OPTIONS, type ServerOptions } from '../../src/fuse/init.js';
 import { FuseServer, type ServerHooks } from '../../src/fuse/server.js';
 import { EventCarriers } from '../../src/queue/carriers.js';
 import { Offload } from '../../src/queue/offload.js';
+import { Replay } from '../../src/replay/replay.js';
 import { withEchoes } from '../../src/watch/echofs.js';
 import { Fsnotify } from '../../src/watch/fsnotify.js';
 import { ShareNodes } from '../../src/watch/sharenodes.js';
@@ -33,6 +36,8 @@ export interface RigOptions {
   /** Accepted of the features offered. */
   features?: bigint;
   tag?: string;
+  /** The token of a replay agent: events go by one instead of the guest's kernel. */
+  agent?: string;
 }
 
 let pool: Offload | undefined;
@@ -79,8 +84,8 @@ export class Rig {
       this.loop.add(fsnotify.fd, false, () => void fsnotify.drain());
       this.events = new EventCarriers(
         fsnotify,
-        (session) => {
-          session.begin();
+        (session, agent) => {
+          session.begin(agent ? { inodes: false, entries: true, negative: false } : undefined);
           share.watcher = {
             known(nodeid) {
               session.known(nodeid);
@@ -95,7 +100,7 @@ export class Rig {
     const hooks: ServerHooks = { jobs: this.#offload, warn: said };
     if (this.events !== undefined) hooks.events = this.events;
     const served = this.events === undefined ? this.fs : withEchoes(this.fs, this.events.fsnotify, new ShareNodes(share), this.#offload);
-    this.server = new FuseServer(served, { ...DEFAULT_SERVER_OPTIONS, ...options.server }, hooks);
+    this.server = new FuseServer(this.#replayed(served, said), { ...DEFAULT_SERVER_OPTIONS, ...options.server }, hooks);
     this.server.onSession = () => {
       share.watcher = null;
     };
@@ -111,6 +116,25 @@ export class Rig {
       },
     );
     this.loop.add(this.#offload.eventfd, true, () => this.device.completions());
+  }
+
+  /** The file system with the replay agent's layer, if there is one. */
+  #replayed(fs: FileSystem, said: () => void): FileSystem {
+    const { events } = this;
+    const { agent } = this.options;
+    if (agent === undefined || events === undefined) return fs;
+    const { share } = this.fs;
+    const replay = new Replay(
+      fs,
+      (nodeid) => lookupAgain(share, nodeid),
+      events,
+      Buffer.from(agent),
+      (level) => {
+        if (level !== 'debug') said();
+      },
+    );
+    events.onRead = () => replay.readable();
+    return replay.served;
   }
 
   /** A front end that has just connected. */

@@ -243,11 +243,24 @@ describe('find-paths', needsRoot, () => {
   });
 });
 
+test('file handles are taken by a daemon that was told to: they could be of files outside the share', needsRoot, async () => {
+  const share = tree('untold');
+  await using a = await TestDaemon.start(['--migration-mode=file-handles'], { share });
+  await using b = await TestDaemon.start(['--migration-on-error=guest-error'], { share });
+  const fuse = a.session();
+  fuse.lookup(1, 'file');
+  const { state } = leave(fuse);
+  assert.match(
+    await refused(b, state),
+    /ERROR live migration: the source sends file handles, which could be of files outside the shared directory/,
+  );
+});
+
 describe('deleted and still open', needsRoot, () => {
   for (const mode of ['find-paths', 'file-handles'] as const) {
     test(mode, async () => {
       const share = tree(`deleted-${mode}`);
-      await using b = await TestDaemon.start([], { share });
+      await using b = await TestDaemon.start([`--migration-mode=${mode}`], { share });
       const a = await TestDaemon.start([`--migration-mode=${mode}`], { share });
       const fuse = a.session();
       const file = fuse.lookup(1, 'file').nodeid;
@@ -289,7 +302,7 @@ describe('deleted and still open', needsRoot, () => {
     fuse.unlink(1, 'file');
     const { state } = leave(fuse);
     await a[Symbol.asyncDispose]();
-    await using b = await TestDaemon.start([], { share });
+    await using b = await TestDaemon.start(['--migration-mode=file-handles'], { share });
     assert.match(await refused(b, state), /an inode cannot be opened here \(errno 116\)/);
   });
 });
@@ -565,7 +578,7 @@ test('20 000 inodes', needsRoot, async (t) => {
   }
   for (const mode of ['find-paths', 'file-handles']) {
     await using a = await TestDaemon.start([`--migration-mode=${mode}`], { share });
-    await using b = await TestDaemon.start([], { share });
+    await using b = await TestDaemon.start([`--migration-mode=${mode}`], { share });
     const fuse = a.session();
     for (let d = 0; d < 20; d++) {
       const { nodeid } = fuse.lookup(1, `directory ${d}`);

@@ -516,8 +516,9 @@ export class Share {
     this.handles.releaseAll();
     // The session's watches are gone already: no word to the watcher for each inode. One by one they would take microseconds each.
     const { inodes } = this;
-    for (let slot = ROOT_SLOT + 1; slot < inodes.top; slot++)
-      if (inodes.live(slot) && (inodes.i32[(slot << SHIFT) + Inode.fd] as number) >= 0) this.closeFd(slot);
+    inodes.each((slot) => {
+      if (slot !== ROOT_SLOT && (inodes.i32[(slot << SHIFT) + Inode.fd] as number) >= 0) this.closeFd(slot);
+    });
     inodes.clear();
     this.#keptFirst = this.#keptCount = 0;
     this.mounts.closeSubmounts();
