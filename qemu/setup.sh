@@ -3,6 +3,7 @@
 #
 #   setup.sh qemu      QEMU and Debian's stock cloud kernel 6.1
 #   setup.sh uml       Debian's prebuilt User Mode Linux 6.1
+#   setup.sh openrc    Debian's OpenRC, for the test of the agent's script
 #   setup.sh prometheus  Debian's Prometheus, for the test of monitoring/
 #   setup.sh packages "reason" PACKAGE...      only installs the packages that are missing
 #
@@ -102,6 +103,11 @@ case ${1:-} in
         echo "prometheus=$prometheus/usr/bin/prometheus"
         echo "promtool=$prometheus/usr/bin/promtool"
         ;;
+    openrc)
+        for part in openrc librc1 libeinfo1; do
+            echo "$part=$(unpacked "$part-0.45" "$part" "Debian's OpenRC ($part)")"
+        done
+        ;;
     packages) shift; packages "$@" ;;
-    *) die "usage: setup.sh qemu|uml|prometheus, or setup.sh packages REASON PACKAGE..." ;;
+    *) die "usage: setup.sh qemu|uml|openrc|prometheus, or setup.sh packages REASON PACKAGE..." ;;
 esac
