@@ -17,6 +17,11 @@ TYPESCRIPT = $(shell find src qemu test packaging monitoring -name '*.ts' -not -
 export npm_config_fund = false
 export npm_config_audit = false
 export npm_config_update_notifier = false
+# node-gyp fetches Node.js's headers from nodejs.org, unless it is told that they are there: most packages of it bring them.
+NODE_ROOT := $(abspath $(dir $(shell command -v $(NODE)))/..)
+ifneq ($(wildcard $(NODE_ROOT)/include/node/node_api.h),)
+export npm_config_nodedir = $(NODE_ROOT)
+endif
 
 include qemu/guest.mk
 include test/bench/bench.mk
