@@ -33,9 +33,7 @@ all: build/virtiofsd-ts agent
 # --- what is needed to build ---
 
 # $(call install,PACKAGES,WHY): the commands that install Debian packages.
-install = echo "installing $(1): $(2)" >&2; \
-	{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $(1); } >&2 || \
-	{ echo "cannot install $(1): install it by hand" >&2; exit 1; };
+install = qemu/setup.sh packages "$(2)" $(1);
 
 # $(call need,COMMAND,PACKAGES,WHY): installs Debian packages when the command is missing.
 define need

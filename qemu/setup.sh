@@ -17,8 +17,13 @@ cache=${XDG_CACHE_HOME:-${HOME:?HOME is not set}/.cache}/virtiofsd-ts/guest
 say() { echo "set-up: $*" >&2; }
 die() { say "$*"; exit 1; }
 
-[ "$(uname -m)" = x86_64 ] || die "the guests are x86-64 and need an x86-64 host; this one is $(uname -m)"
-command -v apt-get >/dev/null || die "this needs Debian's apt-get to fetch QEMU and guest kernels; set the guests up on Debian 12"
+case ${1:-} in
+    packages) command -v apt-get >/dev/null || { shift 2; die "without Debian's apt-get these have to be installed by hand: $*"; } ;;
+    *)
+        [ "$(uname -m)" = x86_64 ] || die "the guests are x86-64 and need an x86-64 host; this one is $(uname -m)"
+        command -v apt-get >/dev/null || die "this needs Debian's apt-get to fetch QEMU and guest kernels; set the guests up on Debian 12"
+        ;;
+esac
 
 # Runs apt-get quietly, as root where that is needed; it waits for another apt-get rather than fail on its lock.
 apt() {
