@@ -170,11 +170,13 @@ test-kernel:
 	qemu/guest/kernel/test/run.sh 6.12
 	TESTS=cache qemu/guest/kernel/test/run.sh 7.2
 
-# A guest moves between Debian's newest QEMUs, which are fetched the first time.
+# A guest moves between the newest QEMUs, between those of Debian 13, and by its libvirt; they are fetched the first time.
 .PHONY: test-migration
 test-migration: all
 	$(call need,fio,fio,to write and verify files in guests)
 	$(NODE_TEST) build/js/test/long/migration.test.js
+	QEMU_RELEASE=trixie $(NODE_TEST) build/js/test/long/migration.test.js
+	$(NODE_TEST) build/js/test/long/migration-libvirt.test.js
 
 # A guest for arm64, in QEMU's translator, with the agent for arm64.
 .PHONY: test-arm64

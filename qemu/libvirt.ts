@@ -76,7 +76,7 @@ function domainXml(name: string, share: string, socket: string, boot: { kernel: 
   return text
     .replace("type='kvm'", "type='qemu'")
     .replace(/ *<emulator>.*\n/, '')
-    .replaceAll('/usr/local/bin/virtiofsd-ts', daemonProgram)
+    .replaceAll('/usr/bin/virtiofsd-ts', daemonProgram)
     .replaceAll('/srv/share', share)
     .replaceAll('/run/virtiofsd-ts.sock', socket)
     .replace('</os>', `<kernel>${boot.kernel.image}</kernel><initrd>${boot.initrd}</initrd><cmdline>${words}</cmdline></os>`)
@@ -184,6 +184,16 @@ async function inGuest(name: string, xml: string, share: string, { ownDaemon = f
     writeFileSync(path.join(share, 'meanwhile'), 'x');
     await virsh('resume', name);
     check('event after suspend and resume', true, (await watcher.waitForLine('CREATE meanwhile')).text);
+    // docs/sharing.md says so; newer ones can (test/long/migration-libvirt.test.ts).
+    const refusal = await virsh('save', name, path.join(folder, 'saved')).then(
+      () => 'saved',
+      (error: Error) => error.message,
+    );
+    check(
+      'virsh save',
+      /operation is not valid: cannot migrate domain: non-migratable device: \S+\/vhost-user-fs/.test(refusal),
+      refusal.split('\n').at(-2) ?? '',
+    );
   } finally {
     channel?.destroy();
   }

@@ -1,5 +1,5 @@
 /**
- * A guest moves between QEMUs (Debian's newest: vhost-user-fs migrates since QEMU 8.2) with fio at work, files open, deleted files open,
+ * A guest moves between QEMUs (Debian sid's or trixie's: vhost-user-fs migrates since QEMU 8.2) with fio at work, files open, deleted files open,
  * and watches; to a file and back; and stays where it is when it cannot go.
  */
 import assert from 'node:assert/strict';
@@ -13,6 +13,9 @@ import { script } from '../../qemu/checks.js';
 import { bootGuest, type Command, type Daemon, type Guest, startDaemon } from '../../qemu/guest.js';
 import { buildFsnotify, Watcher } from '../support/fsnotify.js';
 import { COMPLAINTS } from '../support/guests.js';
+
+/** The Debian whose QEMU it is. */
+const RELEASE = process.env['QEMU_RELEASE'] ?? 'sid';
 
 const FIO =
   'fio --name=moving --directory=/mnt/fio --size=16m --rw=randwrite --bs=8k --ioengine=psync --rate_iops=300 --verify=crc32c --verify_backlog=64 --end_fsync=1';
@@ -76,9 +79,11 @@ describe('live migration in QEMU', { timeout: 900_000 }, () => {
     return shell;
   }
 
-  it('starts', async () => {
-    qemu = script('newest-qemu.sh');
+  it('starts', async (t) => {
+    qemu = script('newest-qemu.sh', RELEASE);
     ({ daemon, guest } = await machine([], false));
+    const { qemu: version } = (await guest.qmp('query-version')) as { qemu: { major: number; minor: number; micro: number } };
+    t.diagnostic(`QEMU ${version.major}.${version.minor}.${version.micro}`);
     writeFileSync(join(share, 'file'), 'on the host');
     buildFsnotify(share);
     assert.equal(await output('cat /mnt/file'), 'on the host');
