@@ -178,6 +178,11 @@ test-migration: all
 	QEMU_RELEASE=trixie $(NODE_TEST) build/js/test/long/migration.test.js
 	$(NODE_TEST) build/js/test/long/migration-libvirt.test.js
 
+# What docs/newcomer.md says, typed into a clean Debian 12: with libvirt, a guest and events.
+.PHONY: test-newcomer
+test-newcomer: all
+	$(NODE_TEST) build/js/test/long/newcomer.test.js
+
 # A guest for arm64, in QEMU's translator, with the agent for arm64.
 .PHONY: test-arm64
 test-arm64: all agent-arm64
@@ -186,7 +191,7 @@ test-arm64: all agent-arm64
 
 # What takes too long for every run.
 .PHONY: test-long
-test-long: test-notification-queue test-hostile-long test-restart-long test-migration test-dkms test-deb13 test-arm64
+test-long: test-notification-queue test-hostile-long test-restart-long test-migration test-dkms test-deb13 test-arm64 test-newcomer
 	AGENT_ROUNDS=150000 $(NODE_TEST) build/js/test/host/agent-failclosed.test.js
 	@$(MAKE) --no-print-directory test-libvirt DOMAINS='notification-queue generic-device'
 

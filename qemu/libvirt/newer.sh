@@ -10,8 +10,9 @@ if [ ! -d "$root" ]; then
 	lock trixie-libvirt
 	tmp=$(mktemp -d "$CACHE/tmp.XXXXXX")
 	say "making a Debian 13 with libvirt in $root"
+	mirror=$(apt-get indextargets --format '$(REPO_URI)|$(LABEL)' 'Created-By: Packages' | sed -n 's/|Debian$//p' | head -n1)
 	{
-		debootstrap --variant=minbase trixie "$tmp/root"
+		debootstrap --variant=minbase trixie "$tmp/root" "$mirror"
 		cp /etc/resolv.conf "$tmp/root/etc/"
 		# Nothing is to be started by what is installed.
 		printf '#!/bin/sh\nexit 101\n' >"$tmp/root/usr/sbin/policy-rc.d"

@@ -156,7 +156,7 @@ export class Reader {
 }
 
 /** The first expected line that is not in the text, in order. */
-function missingLine(expected: readonly string[], text: string): string | undefined {
+export function missingLine(expected: readonly string[], text: string): string | undefined {
   const lines = text.split(/\r?\n/);
   let at = 0;
   for (const line of expected) {

@@ -12,8 +12,11 @@ export class Machine {
   #log = '';
   #pid = 0;
 
-  private constructor(hidden: readonly string[], root: string) {
-    this.process = spawn(SCRIPT, hidden, { stdio: ['ignore', 'pipe', 'pipe'], env: { ...process.env, ROOT: root } });
+  private constructor(hidden: readonly string[], root: string, changed: boolean) {
+    this.process = spawn(SCRIPT, hidden, {
+      stdio: ['ignore', 'pipe', 'pipe'],
+      env: { ...process.env, ROOT: root, CHANGED: changed ? '1' : '' },
+    });
     for (const stream of [this.process.stdout, this.process.stderr])
       stream?.setEncoding('utf8').on('data', (text) => {
         this.#log += text;
@@ -25,9 +28,10 @@ export class Machine {
    *
    * @param hidden folders of the host that are empty in it
    * @param root a folder with the files of another Debian, which stay as they are
+   * @param changed unless it is its own folder, which is changed
    */
-  static async start(hidden: readonly string[] = [], root = '/'): Promise<Machine> {
-    const machine = new Machine(hidden, root);
+  static async start(hidden: readonly string[] = [], root = '/', changed = false): Promise<Machine> {
+    const machine = new Machine(hidden, root, changed);
     const end = performance.now() + 60_000;
     while (machine.#pid === 0 || machine.run('systemctl', 'is-system-running').stdout !== 'running\n') {
       if (performance.now() > end || machine.process.exitCode !== null) throw new Error(`the machine does not start: ${machine.#log}`);
@@ -42,24 +46,15 @@ export class Machine {
     return `/proc/${this.#pid}/root`;
   }
 
+  /** The arguments of nsenter(1) for a program in it, whose environment is as after booting. */
+  enter(...command: readonly string[]): string[] {
+    const into = `-t ${this.#pid} -m -p -C -u -i -r -w env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C.UTF-8`;
+    return [...into.split(' '), ...command];
+  }
+
   /** Runs a program in it. */
   run(program: string, ...args: readonly string[]) {
-    const enter = [
-      '-t',
-      String(this.#pid),
-      '-m',
-      '-p',
-      '-C',
-      '-u',
-      '-i',
-      '-r',
-      '-w',
-      'env',
-      '-i',
-      'PATH=/usr/sbin:/usr/bin:/sbin:/bin',
-      'LC_ALL=C.UTF-8',
-    ];
-    return spawnSync('nsenter', [...enter, program, ...args], { encoding: 'utf8', cwd: '/', timeout: 120_000 });
+    return spawnSync('nsenter', this.enter(program, ...args), { encoding: 'utf8', cwd: '/', timeout: 120_000 });
   }
 
   /** The same, and it must succeed; what it wrote. */
