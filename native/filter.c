@@ -63,6 +63,7 @@ static int add_rules(scmp_filter_ctx ctx) {
   for (size_t i = 0; i < COUNT(PROCESS); i++) error |= add(ctx, SCMP_ACT_ALLOW, PROCESS[i], 0, NULL);
   // TIOCSTI would type into the terminal that the daemon was started from.
   for (size_t i = 0; i < COUNT(IOCTLS); i++) error |= ADD(SCMP_ACT_ALLOW, "ioctl", SCMP_A1_32(SCMP_CMP_EQ, IOCTLS[i]));
+  error |= ADD(SCMP_ACT_ALLOW, "sched_setscheduler", SCMP_A1(SCMP_CMP_EQ, SCHED_BATCH));
   for (size_t i = 0; i < COUNT(PRCTLS); i++) error |= ADD(SCMP_ACT_ALLOW, "prctl", SCMP_A0_32(SCMP_CMP_EQ, PRCTLS[i]));
   // Threads, but no processes and no namespaces. What clone3 is asked for lies in memory that a filter cannot read; libc then uses clone.
   const uint64_t namespaces = CLONE_NEWNS | CLONE_NEWCGROUP | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWUSER | CLONE_NEWPID | CLONE_NEWNET;

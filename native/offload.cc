@@ -8,6 +8,7 @@
 #include <memory>
 #include <mutex>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
@@ -183,6 +184,9 @@ int64_t offloadStop(Env &e) {
 }
 
 void *loopOf(void *pool) {
+  // What is woken here does not push aside the device thread, which answers what needs no disk.
+  sched_param none = {};
+  sched_setscheduler(0, SCHED_BATCH, &none);
   static_cast<Pool *>(pool)->loop();
   return nullptr;
 }

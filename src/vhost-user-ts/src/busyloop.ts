@@ -10,8 +10,9 @@
 import { arena, arenaAlloc, arenaFree, native } from './native.js';
 import type { Virtqueue } from './virtqueue.js';
 
-/** So many looks in vain in a row, and there is only one in so many then. */
-const PATIENCE = 2;
+/** One look in vain counts as much as so many that found something; where they outweigh these there is only one look in so many. */
+const VAIN = 4;
+const MOST_TRUST = 8;
 const TRY_EACH = 64;
 /** Of native.busyLoop. */
 const ENTRY_BYTES = 16;
@@ -28,7 +29,7 @@ export class BusyLoop {
   readonly #tableBytes: number;
   /** Where to begin, so that no queue that is always busy keeps the others waiting. */
   #first = 0;
-  #vain = 0;
+  #trust = MOST_TRUST;
   #untried = 0;
 
   /**
@@ -52,8 +53,11 @@ export class BusyLoop {
     if (at >= 0) this.#queues.splice(at, 1);
   }
 
-  /** A queue with a chain waiting, which may take a moment to come; undefined: none came. */
-  next(): Virtqueue | undefined {
+  /**
+   * A queue with a chain waiting; undefined: there is none.
+   * @param look whether one may take a moment to come
+   */
+  next(look: boolean): Virtqueue | undefined {
     const queues = this.#queues;
     const count = queues.length;
     for (let i = 0; i < count; i++) {
@@ -62,8 +66,8 @@ export class BusyLoop {
       this.#first = (this.#first + i + 1) % count;
       return queue;
     }
-    if (this.#nanoseconds === 0) return undefined;
-    if (this.#vain >= PATIENCE) {
+    if (!look || this.#nanoseconds === 0) return undefined;
+    if (this.#trust === 0) {
       if (++this.#untried < TRY_EACH) return undefined;
       this.#untried = 0;
     }
@@ -71,10 +75,10 @@ export class BusyLoop {
     const found = native.busyLoop(this.#table, count, this.#nanoseconds);
     this.looked += arena.u32[this.#table >> 2] as number;
     if (found < 0) {
-      this.#vain++;
+      this.#trust = Math.max(0, this.#trust - VAIN);
       return undefined;
     }
-    this.#vain = 0;
+    this.#trust = Math.min(MOST_TRUST, this.#trust + 1);
     this.#first = (found + 1) % count;
     return queues[found];
   }
