@@ -322,7 +322,10 @@ static void attach(int tree, const char *path, bool directory) {
 
 static void make_tree(void) {
   // Mounts of the host below the share go on to appear; nothing of ours appears in the host.
-  CHECK(mount(NULL, "/", NULL, MS_REC | MS_SLAVE, NULL), "mounts cannot be made private: %s", strerror(errno));
+  if (mount(NULL, "/", NULL, MS_REC | MS_SLAVE, NULL) < 0) {
+    if (errno == EINVAL) FAIL("/ is no mount point, as in a plain chroot: chroot to one (mount --bind DIR DIR), or take another --sandbox");
+    FAIL("mounts cannot be made private: %s", strerror(errno));
+  }
   int share = open_tree_copy(options.share);
   CHECK(share, "%s cannot be taken along: %s", options.share, strerror(errno));
   // Devices that a guest makes are for the guest alone: opened here, they would be the host's.

@@ -6,6 +6,7 @@ import { spawn, spawnSync } from 'node:child_process';
 import {
   accessSync,
   closeSync,
+  existsSync,
   constants as fsConstants,
   mkdtempSync,
   openSync,
@@ -45,6 +46,12 @@ export async function doctor(command: CommandSpec, argv: readonly string[]): Pro
   const dir = given.options['shared-dir'] as string | undefined;
   if (dir !== undefined && !statSync(dir, { throwIfNoEntry: false })?.isDirectory())
     throw new UsageError(`doctor: --shared-dir: ${dir} is no directory: name one`);
+  // Nearly everything is asked of it, by the daemon, too.
+  if (!existsSync('/proc/self/fd')) {
+    const advice = 'mount -t proc proc /proc';
+    print([{ subject: 'proc', verdict: 'failed', found: '/proc is not mounted', advice }], given.options['json'] === true);
+    return 1;
+  }
   const folder = mkdtempSync(join(tmpdir(), 'virtiofsd-ts-doctor-'));
   let findings: Finding[];
   try {
@@ -66,8 +73,12 @@ export async function doctor(command: CommandSpec, argv: readonly string[]): Pro
   } finally {
     rmSync(folder, { recursive: true, force: true });
   }
-  process.stdout.write(given.options['json'] ? `${JSON.stringify(findings, null, 2)}\n` : findings.map(line).join(''));
+  print(findings, given.options['json'] === true);
   return findings.some(({ verdict }) => verdict === 'failed') ? 1 : 0;
+}
+
+function print(findings: readonly Finding[], json: boolean): void {
+  process.stdout.write(json ? `${JSON.stringify(findings, null, 2)}\n` : findings.map(line).join(''));
 }
 
 /** `ok       kernel         6.1.0` and what to do in a line of its own. */

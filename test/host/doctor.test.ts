@@ -56,6 +56,23 @@ test('this host can serve; text and JSON tell the same', () => {
   assert.match(findings.find(({ subject }) => subject === 'share')?.found ?? '', new RegExp(`^${folder} is on \\w+`));
 });
 
+test('without /proc, and as root of no mount', needsRoot, () => {
+  const parts = `${folder}/parts`;
+  const enter = (but: string) =>
+    `mkdir -p ${parts}; for d in /*; do [ -d "$d" ] && [ $d != ${but} ] || continue; mkdir -p ${parts}$d; mount --rbind $d ${parts}$d; done`;
+  const without = doctor(enter('/proc'), [], ['chroot', parts]);
+  assert.equal(without.status, 1);
+  assert.deepEqual(without.findings, [
+    { subject: 'proc', verdict: 'failed', found: '/proc is not mounted', advice: 'mount -t proc proc /proc' },
+  ]);
+  const daemon = doctor(enter('/none'), [], ['chroot', parts]).of('daemon');
+  assert.equal(daemon.verdict, 'failed');
+  assert.match(
+    daemon.found,
+    /\/ is no mount point, as in a plain chroot: chroot to one \(mount --bind DIR DIR\), or take another --sandbox/,
+  );
+});
+
 test('wrong use', () => {
   assert.match(
     runDaemon(['doctor', '--shared-dir=/nonexistent']).stderr,
