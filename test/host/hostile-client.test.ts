@@ -3,7 +3,8 @@
  * descriptors that came along, uses bounded time and memory, and serves the next one.
  */
 import assert from 'node:assert/strict';
-import { execFileSync } from 'node:child_process';
+import { execFileSync, spawn } from 'node:child_process';
+import { once } from 'node:events';
 import * as fs from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -356,6 +357,53 @@ describe('descriptors', () => {
     }
     kinds.closeAll();
     await daemon.disconnect(client);
+  });
+
+  test('memory files with seals: those that cannot be written to are refused, others serve', async () => {
+    await using target = await Target.start();
+    const { daemon } = target;
+    const client = daemon.session();
+    const { frontend } = client.driver;
+    const queue = client.driver.queues[1] as QueueDriver;
+    const baseline = await target.descriptors();
+    // SHRINK 2, GROW 4, WRITE 8, FUTURE_WRITE 16, and SEAL 1: no more seals.
+    for (const seals of [2, 4, 6, 7, 8, 14, 16, 31]) {
+      const script = `import os, fcntl, sys
+fd = os.memfd_create("sealed", os.MFD_ALLOW_SEALING)
+os.truncate(fd, 1 << 20)
+request = (56).to_bytes(4, "little") + (3).to_bytes(4, "little") + (77).to_bytes(8, "little") + (1).to_bytes(8, "little")
+os.write(fd, request)
+fcntl.fcntl(fd, 1033, ${seals})
+print(fd, flush=True)
+sys.stdin.read()`;
+      const holder = spawn('python3', ['-c', script], { stdio: ['pipe', 'pipe', 'inherit'], cwd: '/' });
+      const [said] = (await once(holder.stdout, 'data')) as [Buffer];
+      const fd = fs.openSync(`/proc/${holder.pid}/fd/${Number(String(said))}`, fs.constants.O_RDWR);
+      const region = describeRegion({ guestAddress: 2 ** 40, size: 1 << 20, userAddress: 2 ** 41, mmapOffset: 0 });
+      frontend.send('ADD_MEM_REG', region, [fd], true);
+      const refused = (seals & 24) !== 0;
+      assert.equal(frontend.receiveReply('ADD_MEM_REG'), refused ? 1n : 0n, `seals ${seals}`);
+      if (!refused) {
+        // GETATTR of the root, in that memory.
+        queue.setDescriptor(0, { address: 2 ** 40, length: 56, flags: 1, next: 1 });
+        queue.setDescriptor(1, { address: 2 ** 40 + 4096, length: 120, flags: 2 });
+        queue.offer(0);
+        queue.publish();
+        queue.forceKick();
+        const reply = Buffer.alloc(120);
+        await daemon.until(() => fs.readSync(fd, reply, 0, 120, 4096) === 120 && reply.readUInt32LE(8) === 77);
+        assert.deepEqual([reply.readUInt32LE(0), reply.readInt32LE(4)], [120, 0]);
+        if ((seals & 2) !== 0) assert.throws(() => fs.ftruncateSync(fd, 0), { code: 'EPERM' });
+        frontend.send('REM_MEM_REG', region, [], true);
+        assert.equal(frontend.receiveReply('REM_MEM_REG'), 0n);
+        restartQueue(client, 1);
+      }
+      assertServes(client, [0, 1]);
+      fs.closeSync(fd);
+      holder.stdin.end();
+      await once(holder, 'exit');
+      assert.equal(await target.descriptors(baseline), baseline, `seals ${seals}`);
+    }
   });
 
   test('253 of them with every message', async () => {

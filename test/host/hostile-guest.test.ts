@@ -208,6 +208,7 @@ describe('rings', () => {
         assert.equal(queue.eventIdx, eventIdx);
         assertServes(client, [0, OTHER]);
         const baseline = await target.descriptors();
+        const { memory } = target.daemon;
         for (const [what, reason, attack] of RING.slice(from, from + 9)) {
           const before = target.warnings().length;
           attack(queue, placeRequest(client), client.driver.memory);
@@ -225,6 +226,7 @@ describe('rings', () => {
           assertServes(client, [0, OTHER]);
           assert.equal(target.warnings().length, before + 1, what);
           assert.equal(await target.descriptors(baseline), baseline, what);
+          target.assertMemory(memory);
         }
         client.close();
       }
