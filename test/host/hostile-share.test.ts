@@ -4,6 +4,7 @@
  * HOSTILE_SECONDS: how long in each mode (2).
  */
 import assert from 'node:assert/strict';
+import { execFileSync } from 'node:child_process';
 import * as fs from 'node:fs';
 import { constants } from 'node:os';
 import { join } from 'node:path';
@@ -234,6 +235,50 @@ describe('a host process that swaps and moves', () => {
   ]) {
     const skip = options.includes('--sandbox=chroot') && !root ? 'needs root' : false;
     test(options.join(' '), { skip, timeout: 60_000 + SECONDS * 1000 }, () => race(options, SECONDS));
+  }
+});
+
+describe('mounts in the share that are taken away or moved out', () => {
+  for (const [options, propagation] of [
+    [['--sandbox=namespace'], 'shared'],
+    [['--sandbox=chroot'], 'private'],
+    [['--sandbox=none'], 'private'],
+    [['--sandbox=none', '--inode-file-handles=never'], 'private'],
+  ] as const) {
+    test(`lead nowhere else (${options.join(' ')})`, { skip: root ? false : 'needs root' }, async () => {
+      await using target = await Target.start(options, { wrapper: ['unshare', '-m', '--propagation', propagation, '--'] });
+      const { daemon, outside } = target;
+      const at = (name: string) => join(daemon.share, name);
+      const around = join(outside, 'around');
+      fs.mkdirSync(join(around, 'tree', 'sub'), { recursive: true });
+      fs.writeFileSync(join(around, 'secret'), SECRET);
+      for (const name of ['bound', 'mounted', 'swap']) fs.mkdirSync(at(name));
+      target.settle();
+      /** Where the daemon's mounts are. */
+      const there = (...words: string[]) =>
+        execFileSync('nsenter', ['-t', String(daemon.pid), '-m', ...words], { stdio: 'ignore', cwd: '/' });
+      there('mount', '--bind', join(around, 'tree'), at('bound'));
+      there('mount', '-t', 'tmpfs', 'none', at('mounted'));
+      there('mkdir', at('mounted/sub'));
+      const client = daemon.session();
+      const bound = client.lookup(1, 'bound').nodeid;
+      const mounted = client.lookup(1, 'mounted').nodeid;
+      const nodes = [bound, mounted, client.lookup(bound, 'sub').nodeid, client.lookup(mounted, 'sub').nodeid];
+      for (const node of [bound, mounted]) assert.equal(client.lookup(node, '..').nodeid, 1);
+      there('umount', '-l', at('bound'));
+      // Mounts that others are told of cannot be moved.
+      if (propagation === 'private') there('mount', '--move', at('mounted'), join(outside, 'sub'));
+      else there('umount', '-l', at('mounted'));
+      // Something else takes their places.
+      there('mount', '--bind', at('swap'), at('bound'));
+      for (const node of nodes) {
+        assert.ok([ESTALE, ENOENT].includes(errnoOf(() => client.lookup(node, '..'))));
+        for (const name of ['secret', 'tree', 'outside', 'fs.sock'])
+          assert.ok([ESTALE, ENOENT].includes(errnoOf(() => client.lookup(node, name))));
+      }
+      assert.equal(client.lookup(client.lookup(1, 'bound').nodeid, '..').nodeid, 1);
+      assertServes(client, [0, 1]);
+    });
   }
 });
 
