@@ -125,7 +125,7 @@ describe('live migration in QEMU', { timeout: 900_000 }, () => {
     assert.ok(taken());
     const fio = guest.spawn(FIO);
     await fio.waitForLine('Starting', { timeoutMs: 60_000 });
-    const downtime = await move([]);
+    const downtime = await move(['--migration-mode=file-handles']);
     t.diagnostic(`stood still for ${downtime} ms; ${daemon.log.find((line) => line.includes('took over'))}`);
     for (const end = Date.now() + 10_000; !taken() && Date.now() < end; await sleep(20));
     assert.ok(taken(), 'by the destination, since the source is gone');
@@ -141,7 +141,7 @@ describe('live migration in QEMU', { timeout: 900_000 }, () => {
   it('to a file, and back when its QEMU is gone', async () => {
     const shell = guest.spawn('exec 3</mnt/file && echo ready && read x && cat /proc/self/fd/3 && echo end');
     await shell.waitForLine('ready', { timeoutMs: 60_000 });
-    await move([], `file:${join(folder, 'guest')}`);
+    await move(['--migration-mode=file-handles'], `file:${join(folder, 'guest')}`);
     void shell.write('go on\n');
     await shell.waitForLine('on the host', { timeoutMs: 60_000 });
     assert.equal(await output('echo new > /mnt/new && cat /mnt/new'), 'new');
