@@ -225,8 +225,7 @@ export class VirtioFsDevice implements VhostUserDevice {
     this.#served = 0;
     busyLoop.looked = 0;
     do {
-      // While threads are at work they need the processor more, and that they are done does not show in the rings.
-      const queue = busyLoop.next(this.#offload.pending === 0);
+      const queue = busyLoop.next();
       if (queue === undefined) {
         this.#busy = !busyLoop.enableKicks();
         return;
