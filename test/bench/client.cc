@@ -8,6 +8,7 @@
 // It takes commands on stdin, one a line, and answers each with a line of JSON:
 //
 //   run OP [depth=1] [ms=200 | count=N] [warm=ms] [wait=1] [OP's own arguments]
+//   bare OP [dir=D] [file=F] [size=N]           the system call that serves a request, called here: what no daemon can save
 //   drop FILE          makes the host forget the cached pages of a file below share
 //   warm FILE          reads it on the host, so that all its pages are cached
 //   events latency dir=D count=N [depth=0]      from a host's write to the record in guest memory, beside so many GETATTRs
@@ -41,7 +42,9 @@
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/uio.h>
 #include <sys/un.h>
+#include <sys/vfs.h>
 #include <sys/xattr.h>
 #include <time.h>
 #include <unistd.h>
@@ -1295,6 +1298,61 @@ void printJson(std::initializer_list<std::pair<const char *, double>> values) {
   printf("}\n");
 }
 
+// CPU time of one system call on the host, as a daemon makes it for a request that it can serve by one.
+void bare(const Session &session, const string &what, const Arguments &a) {
+  // As many buffers as requests at depth 16 have: what a copy takes depends on the caches.
+  constexpr unsigned FILES = 1000, BUFFERS = 16;
+  Random random;
+  string dir = a.text("dir", ".");
+  int folder = openOnHost(session, dir, O_RDONLY | O_DIRECTORY);
+  std::vector<int> files;
+  std::vector<char> data;
+  char name[16];
+  int file = -1;
+  uint64_t buffer = 0, blocks = 0, size = a.number("size", 0);
+  if (what == "getattr")
+    for (unsigned i = 0; i < FILES; i++) {
+      nameOf(name, i);
+      files.push_back(must(openat(folder, name, O_PATH | O_CLOEXEC), name));
+    }
+  if (what == "getxattr") file = openOnHost(session, dir + "/f0000000", O_RDONLY);
+  if (what == "getxattr") must(fsetxattr(file, "user.bench", "value", 5, 0), "setxattr");
+  if (what == "read" || what == "write") {
+    file = openOnHost(session, a.text("file"), what == "read" ? O_RDONLY : O_WRONLY);
+    struct stat st;
+    must(fstat(file, &st), "fstat");
+    blocks = uint64_t(st.st_size) / size;
+    data.resize(BUFFERS * size);
+  }
+  auto call = [&]() -> int64_t {
+    struct stat st;
+    struct statx sx;
+    struct statfs sf;
+    char value[64];
+    iovec part = {data.data() + buffer++ % BUFFERS * size, size};
+    if (what == "getattr") return fstat(files[random.below(FILES)], &st);
+    if (what == "statfs") return fstatfs(folder, &sf);
+    if (what == "getxattr") return fgetxattr(file, "user.bench", value, sizeof value) - 5;
+    if (what == "read") return preadv2(file, &part, 1, off_t(random.below(blocks) * size), RWF_NOWAIT) - int64_t(size);
+    if (what == "write") return pwritev2(file, &part, 1, off_t(random.below(blocks) * size), 0) - int64_t(size);
+    nameOf(name, random.below(FILES));
+    if (what == "lookup") return statx(folder, name, AT_SYMLINK_NOFOLLOW, STATX_BASIC_STATS, &sx);
+    if (what != "missing") die("there is no system call for %s", what.c_str());
+    name[0] = 'm';
+    return statx(folder, name, AT_SYMLINK_NOFOLLOW, STATX_BASIC_STATS, &sx) == -1 && errno == ENOENT ? 0 : -1;
+  };
+  uint64_t calls = 0, until = now() + a.number("ms", 100) * 1000000, from = nanoseconds(CLOCK_THREAD_CPUTIME_ID);
+  do
+    for (int i = 0; i < 64; i++, calls++)
+      if (call() != 0) die("%s on the host: %s", what.c_str(), strerror(errno));
+  while (now() < until);
+  double ns = double(nanoseconds(CLOCK_THREAD_CPUTIME_ID) - from) / double(calls);
+  for (int fd : files) close(fd);
+  if (file >= 0) close(file);
+  close(folder);
+  printJson({{"ns", ns}});
+}
+
 // From before the host's write to the moment in which a record of it lies in guest memory. `depth` GETATTRs are always under way.
 void eventLatency(Session &session, const Arguments &a) {
   Events events(session);
@@ -1491,6 +1549,7 @@ int frontEnd(const char *path, const Arguments &arguments) {
     else if (words[0] == "events" && words[1] == "rate") eventRate(session, Arguments(words));
     else if (words[0] == "events" && words[1] == "drain") eventDrain(session, Arguments(words));
     else if (words[0] == "events" && words[1] == "host") hostWrites(session, Arguments(words));
+    else if (words[0] == "bare") bare(session, words[1], Arguments(words));
     else if (words[0] == "drop") drop(session.share + "/" + words[1]);
     else if (words[0] == "warm") warm(session.share + "/" + words[1]);
     else die("what is \"%s\"?", line);

@@ -87,6 +87,11 @@ export class Client {
     return JSON.parse(await this.#ask(`events ${what} ${words(values)}`)) as Record<string, number>;
   }
 
+  /** CPU time of the host's system call that serves a request, in ns, without any daemon. */
+  async bare(call: string, values: Values): Promise<number> {
+    return (JSON.parse(await this.#ask(`bare ${call} ${words(values)}`)) as { ns: number }).ns;
+  }
+
   /** Makes the host forget a file's cached pages. */
   async drop(file: string): Promise<void> {
     await this.#ask(`drop ${file}`);

@@ -76,6 +76,8 @@ export interface LevelA {
   bodies: Partial<Record<DaemonName, Body>>;
   /** The client against a back end that does nothing. */
   nothing: Row[];
+  /** By operation: CPU time of the host's system call alone, in µs, for requests that are served by one. */
+  bare: Record<string, Spread>;
   /** What could not be measured, and why. */
   notes: string[];
 }
@@ -231,10 +233,11 @@ interface Station {
 
 export async function levelA(kinds: readonly DaemonKind[], nothing: DaemonKind, options: Options): Promise<LevelA> {
   const share = makeShare(options.quick);
-  const result: LevelA = { rows: [], bodies: {}, nothing: [], notes: [] };
+  const result: LevelA = { rows: [], bodies: {}, nothing: [], bare: {}, notes: [] };
   if (options.only === undefined) {
     for (const kind of kinds) result.bodies[kind.name] = await measureBody(kind, share, options);
     result.nothing = await measureNothing(nothing, options);
+    result.bare = await measureBare(nothing, share);
   }
   if (devices.every((device) => plannedRows(device, options).length === 0))
     throw new Error(`no row matches ONLY=${options.only?.source}: the rows are ${operations.map(({ name }) => name).join(', ')}`);
@@ -513,4 +516,44 @@ async function measureNothing(kind: DaemonKind, options: Options): Promise<Row[]
   }
   options.say(`the client alone: ${rows.map(({ id, cells }) => `${id} ${Math.round(cells.nothing?.perSecond.median ?? 0)}/s`).join(', ')}`);
   return rows;
+}
+
+/** Operations that one system call serves; as in {@link operations}, what client.cc calls them. */
+const BARE = [
+  'getattr',
+  'lookup',
+  'missing',
+  'statfs',
+  'getxattr',
+  'read-4k',
+  'read-128k',
+  'read-1m',
+  'write-4k',
+  'write-128k',
+  'write-1m',
+];
+
+/** What no daemon can save: the system call of a request, on the client's processor. */
+async function measureBare(kind: DaemonKind, share: Share): Promise<Record<string, Spread>> {
+  const result: Record<string, Spread> = {};
+  const daemon = await startDaemon(kind, { shareDir: share.root });
+  try {
+    const client = await Client.connect({
+      socketPath: daemon.socketPath,
+      shareDir: share.root,
+      pids: daemon.pids,
+      ...usual,
+      nothing: true,
+    });
+    for (const { name, run, values, cached } of operations.filter((operation) => BARE.includes(operation.name))) {
+      if (cached !== undefined) await client.warm(cached);
+      const samples: number[] = [];
+      for (let round = 0; round < 5; round++) samples.push((await client.bare(run, values(share))) / 1000);
+      result[name] = spreadOf(samples);
+    }
+    await client.close();
+    return result;
+  } finally {
+    await daemon.stop();
+  }
 }

@@ -73,6 +73,7 @@ An operation is a whole cycle where the row names several requests. CPU is that 
     summaryTable(result.rows, labels),
     ...(result.notes.length > 0 ? ['## Not measured', result.notes.map((note) => `* ${note}`).join('\n')] : []),
     ...(result.bodies.ours ? ['## Apart from requests', bodyTable(result, labels)] : []),
+    ...(Object.keys(result.bare).length > 0 ? ['## What the system call alone takes', bareText, bareTable(result, labels)] : []),
     ...(result.nothing.length > 0 ? ['## What the front end itself costs', nothingTable(result.nothing)] : []),
     '## All numbers',
     fullTable(result.rows, labels),
@@ -254,6 +255,29 @@ function bodyTable({ bodies }: LevelA, labels: Map<DaemonName, string>): string 
     ['daemon', 'start to socket', 'idle RSS', 'wake-ups/s idle', 'inodes', 'new look-ups/s', 'bytes per inode', 'descriptors per inode'],
     lines,
   );
+}
+
+const bareText = `CPU time of the system call that serves a request, made by the front end itself: what no daemon with one thread can save.
+The last column is how much faster than the best peer a daemon could be at most that had no costs but this one.`;
+
+function bareTable({ rows, bare }: LevelA, labels: Map<DaemonName, string>): string {
+  const lines = Object.entries(bare).flatMap(([operation, cost]) => {
+    const row = rows.find(({ id }) => id === `${operation} d16`);
+    const ratios = row && ratiosOf(row);
+    if (row === undefined || ratios === undefined) return [];
+    const { ours, best } = ratios;
+    const cpu = best.cell.cpu.median;
+    return [
+      [
+        title(row),
+        cost.median.toFixed(2),
+        ours.cpu.median.toFixed(2),
+        `${cpu.toFixed(2)} (${labels.get(best.name) ?? ''})`,
+        `${(cpu / cost.median).toFixed(2)}×`,
+      ],
+    ];
+  });
+  return table(['row', 'system call µs', 'ours, CPU µs', 'best peer, CPU µs', 'at most'], lines);
 }
 
 function nothingTable(rows: Row[]): string {
