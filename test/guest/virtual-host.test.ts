@@ -50,6 +50,12 @@ describe('faults of a virtual host', () => {
         }
       },
     });
+    // Its /tmp is its own, and hides this tree when that is below the machine's.
+    const tree = repository.slice(0, -1);
+    const { status, stderr } = await host.run(
+      `[ -e '${tree}/build' ] || { mkdir -p '${tree}' && mount -t hostfs -o '${tree}' none '${tree}'; }`,
+    );
+    assert.equal(status, 0, stderr);
     // As systemd has it: what is mounted is seen by all.
     assert.equal((await host.run('mount --make-rshared /')).status, 0);
   });
