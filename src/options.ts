@@ -395,7 +395,7 @@ export const OPTIONS = [
     type: 'integer',
     value: 'MICROSECONDS',
     range: [0, 1_000_000],
-    default: 50,
+    default: 20,
     group: 'Running',
     origin: 'ours',
     summary: 'How long the daemon looks for the next request before it sleeps, while requests come so soon',

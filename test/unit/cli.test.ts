@@ -73,7 +73,7 @@ test('defaults', () => {
     uidMap: [],
     gidMap: [],
     threadPoolSize: undefined,
-    busyPoll: 50,
+    busyPoll: 20,
     rlimitNofile: undefined,
     logLevel: 'info',
     logFormat: 'text',

@@ -53,8 +53,11 @@ export class BusyLoop {
     if (at >= 0) this.#queues.splice(at, 1);
   }
 
-  /** A queue with a chain waiting, which may take a moment to come; undefined: none came. */
-  next(): Virtqueue | undefined {
+  /**
+   * A queue with a chain waiting; undefined: there is none.
+   * @param look whether one may take a moment to come
+   */
+  next(look: boolean): Virtqueue | undefined {
     const queues = this.#queues;
     const count = queues.length;
     for (let i = 0; i < count; i++) {
@@ -63,7 +66,7 @@ export class BusyLoop {
       this.#first = (this.#first + i + 1) % count;
       return queue;
     }
-    if (this.#nanoseconds === 0) return undefined;
+    if (!look || this.#nanoseconds === 0) return undefined;
     if (this.#trust === 0) {
       if (++this.#untried < TRY_EACH) return undefined;
       this.#untried = 0;
