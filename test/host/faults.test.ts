@@ -505,6 +505,23 @@ describe('address space', () => {
       fs.rmSync(daemon.folder, { recursive: true });
     }
   });
+
+  test('a worker that fails after it was told to end: the next one answers what was under way, and ends in order', async () => {
+    await using daemon = await TestDaemon.start();
+    const client = daemon.session();
+    const { inside } = daemon;
+    process.kill(inside, 'SIGSTOP');
+    const pending = Array.from({ length: 20 }, () => client.submit(Opcode.GETATTR, 1, [Buffer.alloc(16)], 128));
+    daemon.process.kill('SIGTERM');
+    // It waits to be taken, or its handler is to run next.
+    const told = () => /^(ShdPnd|SigPnd|SigBlk):\s+\d+4000$/m.test(daemon.proc('status'));
+    await daemon.until(told);
+    process.kill(inside, 'SIGABRT');
+    process.kill(inside, 'SIGCONT');
+    assert.deepEqual(await daemon.ended, { status: 0, signal: null });
+    for (const one of pending) assert.equal(client.wait(one).error, 0);
+    assert.match(daemon.log, /the worker before this one was ended by signal 6.*ending on signal/s);
+  });
 });
 
 describe('time', () => {
