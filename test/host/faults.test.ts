@@ -511,6 +511,10 @@ describe('address space', () => {
     const client = daemon.session();
     const { inside } = daemon;
     process.kill(inside, 'SIGSTOP');
+    // A thread that still runs could take the signal to end at once.
+    await daemon.until(() =>
+      fs.readdirSync(`/proc/${inside}/task`).every((thread) => /^State:\s+T/m.test(daemon.proc(`task/${thread}/status`))),
+    );
     const pending = Array.from({ length: 20 }, () => client.submit(Opcode.GETATTR, 1, [Buffer.alloc(16)], 128));
     daemon.process.kill('SIGTERM');
     // It waits to be taken, or its handler is to run next.
