@@ -6,12 +6,12 @@
  */
 import { execFileSync, spawn } from 'node:child_process';
 import { mkdtempSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
-import { type AddressInfo, createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { repository } from '../qemu/guest/daemon.js';
 import { bootGuest, startDaemon } from '../qemu/guest.js';
+import { freePort } from '../test/support/port.js';
 
 const SECONDS = 180;
 const SCRAPE = 1;
@@ -23,15 +23,6 @@ while :; do
   git -C copy status >/dev/null; rmdir repository 2>/dev/null; rm -rf copy; sleep 4
   dd if=/dev/zero of=large bs=128k count=300 conv=fsync 2>/dev/null; sync; cat large >/dev/null; rm large; sleep 6
 done`;
-
-/** A TCP port that nobody listens at. */
-async function freePort(): Promise<number> {
-  const server = createServer().listen(0, '127.0.0.1');
-  await new Promise((done) => server.once('listening', done));
-  const { port } = server.address() as AddressInfo;
-  await new Promise((done) => server.close(done));
-  return port;
-}
 
 /** Edits on the host: some at a time, more and less often. */
 async function edit(share: string, signal: AbortSignal): Promise<void> {

@@ -2,7 +2,6 @@
 import assert from 'node:assert/strict';
 import { type ChildProcess, execFileSync, spawn, spawnSync } from 'node:child_process';
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
-import { type AddressInfo, createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
@@ -13,6 +12,7 @@ import { InitFlag2 } from '../../src/fuse/abi.js';
 import { FS_CREATE } from '../../src/watch/mask.js';
 import { TestDaemon } from '../support/daemon.js';
 import { errnoOf, FuseClient, LINUX_INIT_FLAGS2 } from '../support/fuse-client.js';
+import { freePort } from '../support/port.js';
 
 const MONITORING = join(repository, 'monitoring');
 const folder = mkdtempSync(join(tmpdir(), 'monitoring-'));
@@ -63,15 +63,6 @@ test("the dashboard is right by Grafana's types", () => {
     assert.match(complaints(dashboard.replace(right, wrong)), says);
   }
 });
-
-/** A TCP port that nobody listens at. */
-async function freePort(): Promise<number> {
-  const server = createServer().listen(0, '127.0.0.1');
-  await new Promise((done) => server.once('listening', done));
-  const { port } = server.address() as AddressInfo;
-  await new Promise((done) => server.close(done));
-  return port;
-}
 
 const SECONDS = 12;
 

@@ -7,7 +7,7 @@
  * processor time; twice the LOOKUPs with a FORGET, which come by another queue. Where requests do not come so soon it hardly ever
  * looks. It looks on also while threads do what takes longer: 2.5 times the GETATTRs beside cold READs.
  */
-import { arena, arenaAlloc, arenaFree, native } from './native.js';
+import { arena, arenaAlloc, native } from './native.js';
 import type { Virtqueue } from './virtqueue.js';
 
 /** One look in vain counts as much as so many that found something; where they outweigh these there is only one look in so many. */
@@ -26,7 +26,6 @@ export class BusyLoop {
   readonly #nanoseconds: number;
   readonly #queues: Virtqueue[] = [];
   readonly #table: number;
-  readonly #tableBytes: number;
   /** Where to begin, so that no queue that is always busy keeps the others waiting. */
   #first = 0;
   #trust = MOST_TRUST;
@@ -38,8 +37,7 @@ export class BusyLoop {
    */
   constructor(capacity: number, nanoseconds: number) {
     this.#nanoseconds = nanoseconds;
-    this.#tableBytes = 8 + capacity * ENTRY_BYTES;
-    this.#table = arenaAlloc(this.#tableBytes);
+    this.#table = arenaAlloc(8 + capacity * ENTRY_BYTES);
   }
 
   /** A queue was served: from now on it is looked at. */
@@ -88,10 +86,5 @@ export class BusyLoop {
     let quiet = true;
     for (const queue of this.#queues) if (queue.kicksDisabled && queue.enableKicks()) quiet = false;
     return quiet;
-  }
-
-  /** Ends its use. */
-  free(): void {
-    arenaFree(this.#table, this.#tableBytes);
   }
 }

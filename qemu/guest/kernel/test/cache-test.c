@@ -308,18 +308,9 @@ static void handle(struct fuse_in_header *h, void *arg)
 
 static void *serve(void *unused)
 {
-	static char buf[1 << 17];
-
 	(void)unused;
-	for (;;) {
-		ssize_t n = read(srv.fd, buf, sizeof(buf));
-
-		if (n < 0 && (errno == EINTR || errno == ENOENT || errno == EAGAIN))
-			continue;
-		if (n < (ssize_t)sizeof(struct fuse_in_header))
-			return NULL;
-		handle((void *)buf, buf + sizeof(struct fuse_in_header));
-	}
+	serve_fuse(&srv.fd, handle);
+	return NULL;
 }
 
 static int count(int opcode)
@@ -713,16 +704,6 @@ static void test_entry(void)
 }
 
 /* ------------------------------------------------------------------- main */
-
-static void section(const char *name, void (*fn)(void))
-{
-	int p = passed, f = failed;
-	long begin = now_ms();
-
-	fn();
-	printf("%-16s %4d passed, %d failed, %ld ms\n", name, passed - p, failed - f,
-	       now_ms() - begin);
-}
 
 int main(void)
 {

@@ -353,16 +353,6 @@ static void test_none(void)
 	check(umount_it() < 1000, "unmount");
 }
 
-static void section(const char *name, void (*fn)(void))
-{
-	int p = passed, f = failed;
-	long begin = now_ms();
-
-	fn();
-	printf("%-16s %4d passed, %d failed, %ld ms\n", name, passed - p, failed - f,
-	       now_ms() - begin);
-}
-
 int main(void)
 {
 	const char *mode = getenv("mode") ?: "none";

@@ -196,18 +196,9 @@ static void handle(struct fuse_in_header *h, void *arg)
 
 static void *serve(void *unused)
 {
-	static char buf[1 << 17];
-
 	(void)unused;
-	for (;;) {
-		ssize_t n = read(srv.fd, buf, sizeof(buf));
-
-		if (n < 0 && (errno == EINTR || errno == ENOENT || errno == EAGAIN))
-			continue;
-		if (n < (ssize_t)sizeof(struct fuse_in_header))
-			return NULL;
-		handle((void *)buf, buf + sizeof(struct fuse_in_header));
-	}
+	serve_fuse(&srv.fd, handle);
+	return NULL;
 }
 
 static void start(bool agree)
@@ -1448,18 +1439,19 @@ static void test_parameter(void)
 
 /* ------------------------------------------------------------------- main */
 
-static void section(const char *name, void (*fn)(void), bool mounted)
-{
-	int p = passed, f = failed;
-	long begin = now_ms();
+static void (*body)(void);
 
-	if (mounted)
-		start(true);
-	fn();
-	if (mounted)
-		stop();
-	printf("%-16s %4d passed, %d failed, %ld ms\n", name, passed - p, failed - f,
-	       now_ms() - begin);
+static void between_mount_and_unmount(void)
+{
+	start(true);
+	body();
+	stop();
+}
+
+static void mounted(const char *name, void (*fn)(void))
+{
+	body = fn;
+	section(name, between_mount_and_unmount);
 }
 
 int main(void)
@@ -1472,24 +1464,24 @@ int main(void)
 	uname(&u);
 	printf("kernel %s\n", u.release);
 
-	section("negotiation", test_negotiation, false);
-	section("watches", test_watch_requests, true);
-	section("refusals", test_refusals, true);
-	section("supported", test_learn_supported, true);
-	section("events", test_events, true);
-	section("rename", test_rename, true);
-	section("fanotify", test_fanotify, true);
-	section("overflow", test_overflow, true);
-	section("malformed", test_malformed, true);
-	section("leaks", test_leaks, true);
-	section("delete", test_notify_delete, true);
-	section("many", test_many, true);
-	section("churn", test_churn, true);
+	section("negotiation", test_negotiation);
+	mounted("watches", test_watch_requests);
+	mounted("refusals", test_refusals);
+	mounted("supported", test_learn_supported);
+	mounted("events", test_events);
+	mounted("rename", test_rename);
+	mounted("fanotify", test_fanotify);
+	mounted("overflow", test_overflow);
+	mounted("malformed", test_malformed);
+	mounted("leaks", test_leaks);
+	mounted("delete", test_notify_delete);
+	mounted("many", test_many);
+	mounted("churn", test_churn);
 	start(true);
-	section("lifecycle", test_lifecycle, false);
-	section("idle", test_idle, true);
+	section("lifecycle", test_lifecycle);
+	mounted("idle", test_idle);
 	if (!strcmp(getenv("variant") ?: "", "core"))
-		section("core", test_core, true);
-	section("parameter", test_parameter, false);
+		mounted("core", test_core);
+	section("parameter", test_parameter);
 	return guest_end();
 }

@@ -228,6 +228,33 @@ static void guest_begin(void)
 	}
 }
 
+static void section(const char *name, void (*fn)(void))
+{
+	int p = passed, f = failed;
+	long begin = now_ms();
+
+	fn();
+	printf("%-16s %4d passed, %d failed, %ld ms\n", name, passed - p, failed - f,
+	       now_ms() - begin);
+}
+
+/* A server on /dev/fuse: handles requests until the connection ends */
+__attribute__((unused))
+static void serve_fuse(const int *fd, void (*handle)(struct fuse_in_header *h, void *arg))
+{
+	static char buf[1 << 17];
+
+	for (;;) {
+		ssize_t n = read(*fd, buf, sizeof(buf));
+
+		if (n < 0 && (errno == EINTR || errno == ENOENT || errno == EAGAIN))
+			continue;
+		if (n < (ssize_t)sizeof(struct fuse_in_header))
+			return;
+		handle((void *)buf, buf + sizeof(struct fuse_in_header));
+	}
+}
+
 /* The last line is the result; as init, power off */
 static int guest_end(void)
 {
